@@ -10,7 +10,7 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
        case when h.paused_by is null then u.why else b.why end as why, b.opened_at, b.stopped_at,
        case when h.paused_by is null then u.hint
             when h.paused_by = 'breaker_open' and b.why = 'address_refused'
-                then 'Its host has an address that is not public. If it is meant, start the consumer with '
+                then 'Its host has an address that is not public. To allow it, start the consumer with '
                      'IU_LISTEN_ALLOW_PRIVATE=HOST'
             when h.paused_by = 'dead_letter_budget'
                 then 'Its target took no event between so many dead letters, and is attempted again and again: the first '

@@ -50,18 +50,19 @@ begin
             v_scheme := public.fn_iu_delivery_scheme(p_route.target_ref);
             if v_scheme is null then
                 return query select 'its target_ref is no address',
-                                    'target_ref of an external_endpoint is an address, as in https://example.com/hook';
+                                    'target_ref of an external_endpoint must be an address, for example https://example.com/hook';
             elsif public.fn_iu_delivery_options(v_scheme) is null
                   and v_scheme <> all (public.fn_iu_delivery_list('iu_core.delivery_schemes')) then
-                return query select 'nothing delivers to ' || v_scheme,
+                return query select 'there is no target for the scheme ' || v_scheme,
                                     'For a target in a package of your own: dot_config, iu_core.delivery_schemes';
             end if;
             if split_part(split_part(p_route.target_ref, '://', 2), '/', 1) like '%@%' then
-                return query select 'its address holds a user or a password: routes are read by many',
-                                    'Give them as options: "user": "name", "password": "env:NAME".';
+                return query select 'its address must not contain a user or a password: many roles can read routes',
+                                    'Use the options "user": "name" and "password": "env:NAME".';
             end if;
         else
-            return query select 'nothing delivers to a ' || p_route.target_kind, 'Kinds that deliver: docs/how-to/delivery.md';
+            return query select 'there is no target for routes of the kind ' || p_route.target_kind,
+                                'Supported kinds: docs/how-to/delivery.md';
     end case;
     begin
         perform public.fn_iu_delivery_options_check(p_route.target_kind, p_route.target_ref, p_route.delivery_policy -> 'target');

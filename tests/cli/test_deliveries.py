@@ -50,7 +50,7 @@ def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
     with running("run", "--log-format", "json", dsn=ready, env=module) as consumer:
         run("emit", dsn=ready)
         consumer.until_it_says("route paused")
-        consumer.until_it_says("there is no target called event_outbox")
+        consumer.until_it_says("there is no target with the name event_outbox")
     assert value(ready, "select count(*) from iu_route_delivery") == 1
     with running("run", "--app", "my_targets", dsn=ready, env=module):
         run("emit", dsn=ready)
@@ -64,9 +64,9 @@ def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
     [
         ("nowhere", "there is no module nowhere"),
         ("my_targets:missing", "my_targets has no attribute missing"),
-        ("my_targets:not_a_target", "my_targets:not_a_target holds no target"),
-        ("json", "json holds no target"),
-        ("wanting", "wanting wants the module nothere, which is not installed (wanting.py, line 2)"),
+        ("my_targets:not_a_target", "my_targets:not_a_target contains no target"),
+        ("json", "json contains no target"),
+        ("wanting", "wanting imports the module nothere, which is not installed (wanting.py, line 2)"),
         ("broken", "broken cannot be imported: ZeroDivisionError"),
     ],
 )

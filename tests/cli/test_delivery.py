@@ -67,7 +67,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
         ("", (ROUTE,), 2, "--why"),
         ("", ("nowhere", "--why", "x"), 2, f"there is no route nowhere. Routes: {ROUTE}."),
         ("update iu_outbound_route set target_kind = 'vector'", (ROUTE, "--why", "x", "--yes"), 1,
-         "nothing delivers to a vector"),
+         "there is no target for routes of the kind vector"),
         ("drop function public.arrive", (ROUTE, "--why", "x", "--yes"), 1, "there is no function public.arrive"),
         ("update dot_config set value = '' where key like '%sql_functions'", (ROUTE, "--why", "x", "--yes"), 1,
          "is not on the list of functions"),

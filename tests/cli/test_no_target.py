@@ -18,13 +18,13 @@ async def arrive(delivery: Delivery) -> None:
 """
 #: Kind, reference and options of a target; the reason why it is unusable, and the remedy.
 UNUSABLE = [
-    ("workflow", "event_outbox", {}, "there is no target called event_outbox", "iu-listen run --app MODULE"),
+    ("workflow", "event_outbox", {}, "there is no target with the name event_outbox", "iu-listen run --app MODULE"),
     ("external_endpoint", "https://crm.example/", {"secrets": ["env:IU_SECRET_NOPE"]}, "IU_SECRET_NOPE is not set",
      "Set the variable IU_SECRET_NOPE"),
     ("external_endpoint", "http://127.0.0.1:8/", {}, "127.0.0.1 is loopback", "IU_LISTEN_ALLOW_PRIVATE"),
-    ("external_endpoint", "http://[::1", {}, "cannot be parsed", "is an address"),
-    ("external_endpoint", "ftp://crm.example/x", {}, "nothing delivers to ftp", "is an address"),
-    ("external_endpoint", "nats://crm.example/x", {"password": "env:NOPE"}, "needs option user", ""),
+    ("external_endpoint", "http://[::1", {}, "cannot be parsed", "must be an address"),
+    ("external_endpoint", "ftp://crm.example/x", {}, "there is no target for the scheme ftp", "must be an address"),
+    ("external_endpoint", "nats://crm.example/x", {"password": "env:NOPE"}, "requires option user", ""),
 ]  # fmt: skip
 
 
@@ -91,9 +91,9 @@ def test_it_is_written_on_change_and_cleared_when_it_works(ready, tmp_path):
         assert seen(ready, "select now() > since + interval '2.5 s' from iu_delivery_unusable")
         assert tuple(rows(ready, "select xmin::text, why from iu_delivery_unusable")[0]) == tuple(first)
         aim(ready, "external_endpoint", "ftp://x/y", {})
-        assert seen(ready, "select why like 'nothing delivers to ftp%' from iu_delivery_unusable")
+        assert seen(ready, "select why like 'there is no target for the scheme ftp%' from iu_delivery_unusable")
         aim(ready, "workflow", "event_outbox", {})
-        assert seen(ready, "select why like 'there is no target called%' from iu_delivery_unusable")
+        assert seen(ready, "select why like 'there is no target with the name%' from iu_delivery_unusable")
     with running("run", "--app", "my_targets", dsn=ready, env={"PYTHONPATH": str(tmp_path)}):
         assert seen(ready, "select count(*) = 1 from iu_route_attempt where status = 'sent'")
         assert seen(ready, "select count(*) = 0 from iu_delivery_unusable")

@@ -24,7 +24,7 @@ ALLOWED = "update dot_config set value = '{}' where key = 'iu_core.delivery_{}'"
 
 #: Each problem of a route: kind, reference, options, further SQL; the message; whether the database detects it, too.
 PROBLEMS = {
-    "kind": ("vector", "x", {}, "", "nothing delivers to a vector", True),
+    "kind": ("vector", "x", {}, "", "there is no target for routes of the kind vector", True),
     "function": ("sql_function", "public.nothing", {}, "", "is not on the list of functions", True),
     "no function": (
         "sql_function", "public.nothing", {}, ALLOWED.format("public.nothing", "sql_functions"), "there is no function", True,
@@ -32,21 +32,21 @@ PROBLEMS = {
     "no name": ("workflow", " ", {}, "", "its target_ref is empty", True),
     "no address": ("external_endpoint", "not a url", {}, "", "its target_ref is no address", True),
     "empty": ("external_endpoint", "", {}, "", "its target_ref is no address", True),
-    "scheme": ("external_endpoint", "ftp://x/y", {}, "", "nothing delivers to ftp", True),
-    "misspelt scheme": ("external_endpoint", "htps://x/y", {}, "", "nothing delivers to htps", True),
+    "scheme": ("external_endpoint", "ftp://x/y", {}, "", "there is no target for the scheme ftp", True),
+    "misspelt scheme": ("external_endpoint", "htps://x/y", {}, "", "there is no target for the scheme htps", True),
     "scheme of nobody": (
-        "external_endpoint", "amqp://x/y", {}, ALLOWED.format("amqp", "schemes"), "nothing delivers to amqp", False,
+        "external_endpoint", "amqp://x/y", {}, ALLOWED.format("amqp", "schemes"), "there is no target for the scheme amqp", False,
     ),
-    "password": ("external_endpoint", "https://user:S3cret@h/x", {}, "", "holds a user or a password", True),
+    "password": ("external_endpoint", "https://user:S3cret@h/x", {}, "", "must not contain a user or a password", True),
     "bracket": ("external_endpoint", "http://[::1", {}, "", "cannot be parsed", False),
-    "no topic": ("external_endpoint", "kafka://nope", {}, "", "is a topic", False),
+    "no topic": ("external_endpoint", "kafka://nope", {}, "", "must be a topic", False),
     "no subject": ("external_endpoint", "nats://h", {}, "", "must be tokens between dots", False),
     "no stream": ("external_endpoint", "redis://h", {}, "", "stream", False),
     "type": ("workflow", "x", {}, "update iu_outbound_route set event_type = 'nothing'", "is not registered", True),
     "inactive": ("workflow", "x", {}, "update event_type_registry set active = false", "is not registered and active", True),
     "stream": ("workflow", "x", {}, "update iu_outbound_route set event_stream = 'task'", "belongs on stream update", True),
     "value": ("external_endpoint", "https://h/", {"mode": "bunary"}, "", "must be structured or binary", False),
-    "secret": ("external_endpoint", "https://h/", {"secrets": ["S3cret"]}, "", "must be given by its place", False),
+    "secret": ("external_endpoint", "https://h/", {"secrets": ["S3cret"]}, "", "invalid reference to a secret", False),
 }  # fmt: skip
 #: Options that no target of the scheme has.
 MISSPELT = [

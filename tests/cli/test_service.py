@@ -116,7 +116,7 @@ class TestStopping:
         with running(*JSON, dsn=live.dsn) as active:
             active.until_it_says('"lease taken"')
             with running(*JSON, dsn=live.dsn) as standby:
-                standby.until_it_says("standing by")
+                standby.until_it_says("standby")
                 stopped_at_once(standby, number)
             assert run("emit", dsn=live.dsn).code == 0
             seen(live.dsn, "select count(*) = 1 from iu_route_attempt")
@@ -238,7 +238,7 @@ def test_the_standby_takes_over(live):
         )
         first = value(live.dsn, "select pid from iu_consumer_heartbeat where state = 'idle'")
         first, second = (active, standby) if active.process.pid == first else (standby, active)
-        second.until_it_says("standing by")
+        second.until_it_says("standby")
         assert first.end(signal.SIGKILL) == -signal.SIGKILL
         second.until_it_says('"lease taken"')
         run("emit", dsn=live.dsn)

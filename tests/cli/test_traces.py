@@ -168,11 +168,11 @@ def test_a_period_is_exported_once_more(live, receiver):
     [
         (("--since", "yesterdayish"), {}, 2, "yesterdayish is no point in time and no interval"),
         (("--since", "1h", "--follow"), {}, 2, "exclude each other"),
-        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, 2, "is no http address"),
+        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, 2, "is not an http or https URL"),
         (("--since", "2026"), {}, 2, "2026 is no point in time and no interval"),
         ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:s3cret@:4317", **GRPC}, 2, "endpoint …@:4317 is no http"),
-        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, 2, "is no http address"),
-        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:99999"}, 2, "is no http address"),
+        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, 2, "is not an http or https URL"),
+        ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:99999"}, 2, "is not an http or https URL"),
         ((), {"OTEL_EXPORTER_OTLP_HEADERS": "s3cret"}, 2, "a header has no name"),
         ((), {"OTEL_EXPORTER_OTLP_HEADERS": "bearer s3cret=1"}, 2, "a header has no name, an odd one"),
         ((), {"OTEL_EXPORTER_OTLP_HEADERS": "a=b,x-token=s3cret%C3%A9"}, 2, "x-token has characters that no header"),
@@ -183,10 +183,15 @@ def test_a_period_is_exported_once_more(live, receiver):
             (),
             {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "x"},
             2,
-            "cannot begin: ValueError",
+            "the exporter cannot start: ValueError",
         ),
-        ((), {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "99999"}, 2, "cannot begin"),
-        ((), {"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "0"}, 2, "cannot begin"),
+        (
+            (),
+            {"OTEL_METRICS_EXPORTER": "prometheus", "OTEL_EXPORTER_PROMETHEUS_PORT": "99999"},
+            2,
+            "the exporter cannot start",
+        ),
+        ((), {"OTEL_METRICS_EXPORTER": "console", "OTEL_METRIC_EXPORT_INTERVAL": "0"}, 2, "the exporter cannot start"),
         (
             (),
             {"OTEL_EXPORTER_OTLP_ENDPOINT": "x:4318?token=s3cret"},
@@ -225,7 +230,7 @@ def test_beside_a_consumer_that_is_scraped_it_goes_without_metrics(live, receive
         env = pointing_at(receiver, OTEL_METRICS_EXPORTER="prometheus", OTEL_EXPORTER_PROMETHEUS_PORT=port)
         done = run("trace-export", "--since", "1h", dsn=live.dsn, env=env)
     assert done.code == 0
-    assert "Metrics are off: OTEL_METRICS_EXPORTER=prometheus cannot begin" in done.err
+    assert "Metrics are off: OTEL_METRICS_EXPORTER=prometheus: the exporter cannot start" in done.err
     assert complete(live.dsn, receiver)
 
 
@@ -307,7 +312,9 @@ def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):
     receiver.stop()
     env = pointing_at(receiver, OTEL_EXPORTER_OTLP_HEADERS="authorization=Bearer%20s3cret")
     with running("trace-export", dsn=live.dsn, env=env) as command:
-        command.until_it_says("The export is delayed, and no span is lost: no way to the collector: Connection refused")
+        command.until_it_says(
+            "The export is delayed, and no span is lost: the collector cannot be reached: Connection refused"
+        )
         receiver.start()
         assert command.ended(30) == 0
         assert "Exported 6 spans" in command.said

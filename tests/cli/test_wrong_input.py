@@ -92,8 +92,8 @@ def test_no_such_database(substrate):
     ],
 )
 def test_a_connection_string_that_is_none(dsn):
-    """A connection string that does not parse exits with 2 and an example of a valid one."""
-    done = refused(2, "the connection string does not parse", "postgresql://user:password@host:5432/database")(
+    """An invalid connection string exits with 2 and an example of a valid one."""
+    done = refused(2, "invalid connection string", "postgresql://user:password@host:5432/database")(
         "status", "--dsn", dsn
     )
     assert "hunter2" not in done.err

@@ -1465,7 +1465,7 @@ CREATE VIEW public.v_iu_delivery AS
     b.stopped_at,
         CASE
             WHEN (h.paused_by IS NULL) THEN u.hint
-            WHEN ((h.paused_by = 'breaker_open'::text) AND (b.why = 'address_refused'::text)) THEN 'Its host has an address that is not public. If it is meant, start the consumer with IU_LISTEN_ALLOW_PRIVATE=HOST'::text
+            WHEN ((h.paused_by = 'breaker_open'::text) AND (b.why = 'address_refused'::text)) THEN 'Its host has an address that is not public. To allow it, start the consumer with IU_LISTEN_ALLOW_PRIVATE=HOST'::text
             WHEN (h.paused_by = 'dead_letter_budget'::text) THEN ((('Its target took no event between so many dead letters, and is attempted again and again: the first event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '::text || r.route_code) || '. To go on at once: iu-listen route resume '::text) || r.route_code)
             ELSE NULL::text
         END AS hint

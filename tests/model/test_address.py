@@ -109,10 +109,10 @@ def test_a_service_that_is_not_there(tmp_path):
         {"HOME": str(tmp_path), "PGSERVICE": "shop"},
         {"PGSERVICE": "shop"},
     ):
-        with pytest.raises(ConfigurationError, match="in no service file"):
+        with pytest.raises(ConfigurationError, match="no service file contains"):
             parse("", environ)
     services.write_text("rubbish\n")
-    with pytest.raises(ConfigurationError, match="does not parse"):
+    with pytest.raises(ConfigurationError, match="invalid service file"):
         parse("", {"PGSERVICEFILE": str(services), "PGSERVICE": "shop"})
 
 

@@ -168,7 +168,10 @@ async def test_a_route_without_its_target_is_paused_with_a_reason(live):
         event = await insert_event(connection)
         async with delivering(live.dsn) as recorder:
             held = await recorder.wait_for(RoutePaused)
-            assert (held.paused_by, held.why) == ("no_target", "there is no target called event_outbox (known: none)")
+            assert (held.paused_by, held.why) == (
+                "no_target",
+                "there is no target with the name event_outbox (known: none)",
+            )
         async with delivering(live.dsn, recording.target()):
             await wait_until_settled(connection)
         assert recording.delivered == {event: 1}

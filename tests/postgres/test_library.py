@@ -43,7 +43,7 @@ async def test_work_and_dead_letters_are_logged(live, caplog):
     async with connected(live.dsn) as admin:
         await admin.execute("alter table iu_route_attempt add constraint poison check (status <> 'dry_run') not valid")
         async with Consumer(Settings(dsn=live.dsn), wait=20):
-            assert "active worker=iu_outbound_default" in _said(caplog, logging.INFO)
+            assert "lease taken worker=iu_outbound_default" in _said(caplog, logging.INFO)
             await insert_event(admin)
             await wait_until(lambda: _soon("events became dead letters" in _said(caplog, logging.ERROR)), "it is said")
     (record,) = [r for r in caplog.records if r.getMessage().startswith("events became dead letters")]

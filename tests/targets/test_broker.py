@@ -216,8 +216,8 @@ def test_every_option_and_code_is_documented():
     rows = re.findall(r"^\| `(\w+)` \| (all|NATS|Redis|Kafka) \|([^|]*)\|", page, re.MULTILINE)
     documented = {(who, name): default.strip(" `") for name, who, default in rows}
     expected = {("all", name): option.default for name, option in COMMON_OPTIONS.items()}
-    for who, module in (("NATS", nats), ("Redis", redis), ("Kafka", kafka)):
-        expected |= {(who, name): o.default for name, o in module.OPTIONS.items() if name not in COMMON_OPTIONS}
+    for who, options in (("NATS", nats.NATS_OPTIONS), ("Redis", redis.REDIS_OPTIONS), ("Kafka", kafka.KAFKA_OPTIONS)):
+        expected |= {(who, name): o.default for name, o in options.items() if name not in COMMON_OPTIONS}
 
     assert documented.keys() == expected.keys()
     for key, default in expected.items():

@@ -69,13 +69,13 @@ RECEIVERS = {
     "answer without end": (lambda r, w: drip(w, b"HTTP/1.1 400 X\r\n\r\n", b"z" * 65_536), Reject, "http_400", "HTTP 400: zzz"),
     "answer that drips": (lambda r, w: drip(w, b"HTTP/1.1 400 X\r\n\r\n", b"z"), Reject, "http_400", "HTTP 400: zzz"),
     "headers that drip": (lambda r, w: drip(w, b"HTTP/1.1 200 X\r\n", b"a: b\r\n"), Failed, "timeout", "no answer within 1 s"),
-    "headers without end": (lambda r, w: drip(w, b"HTTP/1.1 200 X\r\n", b"a: b\r\n" * 9999), Failed, "disconnect", "no HTTP"),
+    "headers without end": (lambda r, w: drip(w, b"HTTP/1.1 200 X\r\n", b"a: b\r\n" * 9999), Failed, "disconnect", "not HTTP"),
     "interim answers without end": (lambda r, w: drip(w, b"", b"HTTP/1.1 103 X\r\n\r\n"), Failed, "timeout", "no answer within"),
     "silence": (silence, Failed, "timeout", "no answer within 1 s"),
-    "hanging up": (lambda r, w: asyncio.sleep(0), Failed, "disconnect", "left before it answered"),
-    "another protocol": (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", Failed, "disconnect", "no HTTP"),
-    "a header folded into two": (b"HTTP/1.1 200 X\r\nbad header: 1\r\n\r\n", Failed, "disconnect", "no HTTP"),
-    "switching protocols": (response(101, upgrade="websocket", connection="upgrade"), Failed, "disconnect", "no HTTP"),
+    "hanging up": (lambda r, w: asyncio.sleep(0), Failed, "disconnect", "before it answered"),
+    "another protocol": (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", Failed, "disconnect", "not HTTP"),
+    "a header folded into two": (b"HTTP/1.1 200 X\r\nbad header: 1\r\n\r\n", Failed, "disconnect", "not HTTP"),
+    "switching protocols": (response(101, upgrade="websocket", connection="upgrade"), Failed, "disconnect", "not HTTP"),
 }  # fmt: skip
 
 
@@ -189,9 +189,9 @@ async def nowhere(host, port):
     ("what", "code", "says"),
     [
         ("nobody", "connect", "ConnectionRefusedError"),
-        ("no name", "dns", "no address: gaierror"),
-        ("no TLS", "tls", "no TLS with localhost"),
-        ("silence", "tls", "no TLS with localhost"),
+        ("no name", "dns", "cannot be resolved: gaierror"),
+        ("no TLS", "tls", "TLS with localhost failed"),
+        ("silence", "tls", "TLS with localhost failed"),
     ],
 )
 async def test_where_nobody_is_the_route_waits(what, code, says):
@@ -312,7 +312,7 @@ async def test_addresses_of_our_own_network_are_refused(what, address):
     with pytest.raises(Unavailable) as error:
         await target.deliver(delivery(deadline=SHORT))
     assert error.value.code == "address_refused"
-    assert f"hook.example leads to {address} ({what})," in error.value.reason
+    assert f"hook.example resolves to {address} ({what})," in error.value.reason
 
 
 @pytest.mark.parametrize(

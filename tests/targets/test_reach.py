@@ -33,9 +33,9 @@ async def test_a_route_reads_no_variable_that_is_not_allowed():
     for name in "PGPASSWORD", "IU_LISTEN_DSN", "CRM":
         with pytest.raises(ConfigurationError) as refused:
             secrets.get(f"env:{name}")
-        assert f"may not read the variable {name}" in refused.value.message
+        assert f"is not allowed to read the variable {name}" in refused.value.message
         assert "canary" not in str(refused.value) + refused.value.hint
-    with pytest.raises(ConfigurationError, match="may not read"):
+    with pytest.raises(ConfigurationError, match="not allowed to read"):
         Secrets(ENVIRON, ()).get("env:CRM_TOKEN")
 
 
@@ -54,7 +54,7 @@ async def test_a_route_reads_no_file_outside_of_the_directory(tmp_path):
 
     assert secrets.get(f"file:{allowed}/key").reveal() == "value"
     for path in outside, allowed / "out", allowed / ".." / "other", "/proc/self/environ", "/etc/passwd":
-        with pytest.raises(ConfigurationError, match="may not read the file"):
+        with pytest.raises(ConfigurationError, match="is not allowed to read the file"):
             secrets.get(f"file:{path}")
 
 
@@ -69,8 +69,8 @@ async def test_only_a_small_regular_file_is_a_secret(tmp_path):
     secrets = Secrets({}, None)
     with anyio.fail_after(2):
         for name, why in (
-            ("pipe", "no regular file"),
-            ("zero", "no regular file"),
+            ("pipe", "not a regular file"),
+            ("zero", "not a regular file"),
             ("large", "larger"),
             ("", "IsADirectory"),
         ):
@@ -108,7 +108,7 @@ async def test_no_target_leads_inwards(scheme):
     query = "?stream=x" if scheme == "redis" else ""
     async with _trap() as (port, got):
         for host in "127.0.0.1", "[::1]", "169.254.169.254", "10.0.0.1":
-            with pytest.raises(ConfigurationError, match="IU_LISTEN_ALLOW_PRIVATE does not have"):
+            with pytest.raises(ConfigurationError, match="IU_LISTEN_ALLOW_PRIVATE does not allow"):
                 targets.find("external_endpoint", f"{scheme}://{host}:{port}/1{query}", {})
         target = targets.find("external_endpoint", f"{scheme}://localhost:{port}/1{query}", {})
         with pytest.raises(Unavailable) as refused:
@@ -126,7 +126,7 @@ async def test_what_the_process_allows_is_reached():
         with pytest.raises(Unavailable):
             await target.deliver(delivery())
         assert got
-    with pytest.raises(ConfigurationError, match="IU_LISTEN_ALLOW_PRIVATE has"):
+    with pytest.raises(ConfigurationError, match="IU_LISTEN_ALLOW_PRIVATE contains"):
         Targets(allow_private="local host")
 
 

@@ -82,7 +82,7 @@ KNOWN_PARAMETERS: Final = frozenset().union(
 )
 
 CONNECTION_STRING_HINT: Final = (
-    "It looks like postgresql://user:password@host:5432/database; give it with --dsn or IU_LISTEN_DSN."
+    "Expected postgresql://user:password@host:5432/database, as --dsn or IU_LISTEN_DSN."
     " Write characters such as @ : / ? # % in the user or the password as %40 and so on."
 )
 
@@ -166,7 +166,7 @@ def parse(dsn: str | None, environ: Mapping[str, str]) -> ConnectionAddress:
 
 
 def _wrong(what: str) -> ConfigurationError:
-    return ConfigurationError(f"the connection string does not parse: {what}", CONNECTION_STRING_HINT)
+    return ConfigurationError(f"invalid connection string: {what}", CONNECTION_STRING_HINT)
 
 
 # -- the two forms of a connection string ------------------------------------------------------------------------
@@ -187,11 +187,11 @@ def _uri(rest: str) -> dict[str, str]:
     authority, path, query = re.fullmatch(r"([^/?#]*)([^?#]*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
     # An unescaped / or ? or # in a password ends the authority part, so the rest of it appears in a later part.
     if "#" in query:
-        raise _wrong("it has a #, which is %23 in a password")
+        raise _wrong("it contains a #, which must be written %23 in a password")
     if "@" in path or ("@" in query and not path and "@" not in authority):
-        raise _wrong("user and password have a character that ends them: / is %2F, ? is %3F, @ is %40")
+        raise _wrong("the user or the password contains an unescaped character; write / as %2F, ? as %3F, @ as %40")
     if authority.count("@") > 1:
-        raise _wrong("user and password have an @, which is %40 there")
+        raise _wrong("the user or the password contains an @, which must be written %40")
     login, at, servers = authority.rpartition("@")
     if at:
         user, _, password = login.partition(":")
@@ -206,7 +206,7 @@ def _uri(rest: str) -> dict[str, str]:
     for pair in query[1:].split("&") if len(query) > 1 else []:
         name, equals, raw = pair.partition("=")
         if not equals:
-            raise _wrong("a parameter behind the ? has no =")
+            raise _wrong("a parameter after the ? has no =")
         name = {"database": "dbname", "ssl": "sslmode"}.get(unquote(name), unquote(name))
         found[_name(name)] = "require" if (name, raw) == ("sslmode", "true") else unquote(raw)
     return {name: v for name, v in found.items() if v}
@@ -216,7 +216,7 @@ def _server(text: str) -> tuple[str, str]:
     """Host and port of one server. The host may be an IPv6 address in brackets; the port may be empty."""
     found = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?|([^:\[\]]*)(?::(.*))?", text)
     if not found:
-        raise _wrong("a host is neither a name nor an address; a [ or ] in a password is %5B or %5D")
+        raise _wrong("a host is neither a name nor an IP address; write [ and ] in a password as %5B and %5D")
     return unquote(found[1] or found[3] or ""), found[2] or found[4] or ""
 
 
@@ -227,7 +227,7 @@ def _pairs(dsn: str) -> dict[str, str]:
     while at < len(dsn.rstrip()):
         pair = pattern.match(dsn, at)
         if not pair:
-            raise _wrong("it is neither a URI nor pairs of name=value")
+            raise _wrong("it is neither a URI nor a list of name=value pairs")
         raw = pair[2] if pair[2] is not None else pair[3]
         found[_name({"database": "dbname"}.get(pair[1], pair[1]))] = re.sub(r"\\(.)", r"\1", raw)
         at = pair.end()
@@ -236,7 +236,7 @@ def _pairs(dsn: str) -> dict[str, str]:
 
 def _name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", name):
-        raise _wrong("the name of a parameter is none")
+        raise _wrong("the name of a parameter contains an invalid character")
     return name
 
 
@@ -247,13 +247,15 @@ def _check(options: Mapping[str, str]) -> None:
     for name, v in options.items():
         allowed = PARAMETER_CHOICES.get(name)
         if allowed and v not in allowed:
-            raise _wrong(f"{name} is one of {', '.join(allowed)}")
+            raise _wrong(f"{name} must be one of {', '.join(allowed)}")
         if name in ACCEPTED_VALUES and v.lower() not in ACCEPTED_VALUES[name]:
             raise ConfigurationError(*_unsupported(name))
         if name in NUMBER_PARAMETERS and not re.fullmatch(r"-?[0-9]{1,9}", v):
-            raise _wrong(f"{name} is a whole number")
+            raise _wrong(f"{name} must be a whole number")
         if name in FILE_PARAMETERS and not Path(v).expanduser().is_file():
-            raise ConfigurationError(f"the file that {name} names is not there, or cannot be read", "Name another one.")
+            raise ConfigurationError(
+                f"the file of the parameter {name} does not exist, or cannot be read", "Check the path."
+            )
 
 
 def _unsupported(name: str) -> tuple[str, str]:
@@ -269,7 +271,9 @@ def _unsupported(name: str) -> tuple[str, str]:
 def _hosts(options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
     names, numbers = options.get("host", ""), options.get("hostaddr", "")
     if numbers and names and options.get("sslmode") == "verify-full":
-        raise ConfigurationError("hostaddr cannot be obeyed with sslmode=verify-full", "Name the server by host alone.")
+        raise ConfigurationError(
+            "hostaddr is not supported with sslmode=verify-full", "Use only host, without hostaddr."
+        )
     hosts = (numbers or names).split(",") if numbers or names else []
     ports = options["port"].split(",") if "port" in options else [""]
     if len(ports) == 1:
@@ -278,10 +282,10 @@ def _hosts(options: Mapping[str, str]) -> tuple[tuple[str, int], ...]:
         raise _wrong(f"there are {len(ports)} ports for {len(hosts)} hosts")
     for host in hosts:
         if not re.fullmatch(r"[/@].*|[\w.:%-]+", host):
-            raise _wrong("a host has a character that no host has")
+            raise _wrong("a host contains an invalid character")
     for port in ports:
         if port and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
-            raise _wrong("a port is no number from 1 to 65535")
+            raise _wrong("a port must be a number from 1 to 65535")
     return tuple((host, int(port or 5432)) for host, port in zip(hosts, ports, strict=False))
 
 
@@ -304,12 +308,12 @@ def _service(service: str, named: str | None, environ: Mapping[str, str]) -> dic
         except OSError:
             continue
         except (configparser.Error, UnicodeDecodeError):
-            hint = "It has lines of [service] and name=value."
-            raise ConfigurationError(f"the service file {place} does not parse", hint) from None
+            hint = "Expected: sections [service] with lines name=value."
+            raise ConfigurationError(f"invalid service file {place}", hint) from None
         if found.has_section(service):
             return {_name({"database": "dbname"}.get(name, name)): v for name, v in found.items(service)}
     tried = ", ".join(filter(None, places)) or "no file"
     raise ConfigurationError(
-        "the service that the connection names is in no service file",
-        f"Looked at: {tried}. PGSERVICEFILE names another.",
+        "no service file contains the service of the connection string",
+        f"Files that were read: {tried}. Set PGSERVICEFILE to use another file.",
     )

@@ -39,7 +39,7 @@ class Secret:
     __str__ = __repr__
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        raise TypeError("a secret is not to be pickled")
+        raise TypeError("a secret cannot be pickled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +74,21 @@ class Secrets:
             if value := self.environ.get(rest):
                 return Secret(name, value)
             raise ConfigurationError(
-                f"{rest} is not set, which the route names as the place of a secret",
-                f"Set the variable {rest} where the consumer runs, and start it again.",
+                f"the variable {rest} is not set; the route uses it as a secret",
+                f"Set the variable {rest} in the environment of the consumer, and restart the consumer.",
             )
         if scheme == "file" and rest:
             try:
                 value = read_file(self._checked_path(rest), MAX_SECRET_BYTES).decode().strip()
             except (OSError, ValueError) as error:
-                raise ConfigurationError(f"the secret in {rest} cannot be read: {_why(error)}") from None
+                raise ConfigurationError(f"the secret file {rest} cannot be read: {_why(error)}") from None
             if value:
                 return Secret(name, value)
-            raise ConfigurationError(f"the secret in {rest} is empty")
+            raise ConfigurationError(f"the secret file {rest} is empty")
         # The text may be the secret itself, so the message does not contain it.
         raise ConfigurationError(
-            "a secret must be given by its place, env:NAME or file:/path", "Never by itself: routes are read by many."
+            "invalid reference to a secret; expected env:NAME or file:/path",
+            "Do not write the secret itself: many roles can read routes.",
         )
 
     def _check_variable(self, name: str) -> None:
@@ -96,8 +97,8 @@ class Secrets:
         if any(entry.endswith("*") and name.startswith(entry[:-1]) for entry in self.allowed):
             return
         raise ConfigurationError(
-            f"a route may not read the variable {name}",
-            f"If it is meant, start the consumer with IU_LISTEN_SECRETS={','.join((*self.allowed, name))}",
+            f"a route is not allowed to read the variable {name}",
+            f"To allow it, start the consumer with IU_LISTEN_SECRETS={','.join((*self.allowed, name))}",
         )
 
     def _checked_path(self, path: str) -> Path:
@@ -107,8 +108,8 @@ class Secrets:
         if self.allowed is None or any(real.is_relative_to(os.path.realpath(one)) for one in directories):
             return real
         raise ConfigurationError(
-            f"a route may not read the file {path}",
-            f"If it is meant, start the consumer with IU_LISTEN_SECRETS={','.join((*self.allowed, str(real.parent)))}",
+            f"a route is not allowed to read the file {path}",
+            f"To allow it, start the consumer with IU_LISTEN_SECRETS={','.join((*self.allowed, str(real.parent)))}",
         )
 
 
@@ -128,7 +129,7 @@ def read_file(path: Path, most: int) -> bytes:
     opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     with os.fdopen(opened, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(opened).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         content = b""
         while len(content) <= most and (part := file.read(most + 1 - len(content))):
             content += part

@@ -59,7 +59,7 @@ class Targets:
         self._functions: dict[str, PythonTarget] = {}
         for function in functions:
             if self._functions.setdefault(function.name, function) is not function:
-                raise ConfigurationError(f"two targets are called {function.name}", "Rename one of them.")
+                raise ConfigurationError(f"two targets have the name {function.name}", "Rename one of them.")
         self._secrets = Secrets(environ or {}, entries(secrets), entries(allow_private))
         # An error in allow_private concerns all routes, so it is raised at the start.
         Guard.allowing(self._secrets.allow_private)
@@ -79,7 +79,9 @@ class Targets:
         if kind == "workflow":
             return self._function(reference)
         if kind != "external_endpoint":
-            raise ConfigurationError(f"nothing delivers to a {kind}", "Kinds that deliver: docs/how-to/delivery.md")
+            raise ConfigurationError(
+                f"there is no target for routes of the kind {kind}", "Supported kinds: docs/how-to/delivery.md"
+            )
         key = (reference, repr(sorted(options.items())))
         if key not in self._open:
             self._open[key] = opened(reference, options, self._secrets)
@@ -91,7 +93,8 @@ class Targets:
         except KeyError:
             known = ", ".join(sorted(self._functions)) or "none"
             raise ConfigurationError(
-                f"there is no target called {name} (known: {known})", "Give its module: iu-listen run --app MODULE"
+                f"there is no target with the name {name} (known: {known})",
+                "Give the module of the target: iu-listen run --app MODULE",
             ) from None
 
     async def aclose(self) -> None:
@@ -127,11 +130,11 @@ def scheme_of(address: str) -> str:
         return urlsplit(address).scheme
     except ValueError:
         raise ConfigurationError(
-            "the address cannot be parsed: a bracket is not closed, or what is in brackets is no IPv6 address", _ADDRESS
+            "invalid address: a bracket is not closed, or does not contain an IPv6 address", _ADDRESS
         ) from None
 
 
-_ADDRESS: Final = "target_ref of an external_endpoint is an address, as in https://example.com/hook"
+_ADDRESS: Final = "target_ref of an external_endpoint must be an address, for example https://example.com/hook"
 
 
 def _opener(address: str) -> Opener:
@@ -139,15 +142,16 @@ def _opener(address: str) -> Opener:
     found = list(entry_points(group=ENTRY_POINT_GROUP, name=scheme)) if scheme else []
     if not found:
         known = ", ".join(sorted({e.name for e in entry_points(group=ENTRY_POINT_GROUP)}))
+        what = f"the scheme {scheme}" if scheme else "an address without a scheme"
         raise ConfigurationError(
-            f"nothing delivers to {scheme or 'an address without a scheme'} (known: {known})",
+            f"there is no target for {what} (known: {known})",
             _ADDRESS,
         )
     try:
         opener: Opener = found[0].load()
     except ImportError as error:
         raise NotInstalled(
-            f"targets of the scheme {scheme} need a package that is not installed: {error.name}",
+            f"targets of the scheme {scheme} require the package {error.name}, which is not installed",
             installs(found[0], scheme),
         ) from error
     return opener

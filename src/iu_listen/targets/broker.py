@@ -74,8 +74,8 @@ def read_address(address: str, port: int, query: Iterable[str] = ()) -> BrokerAd
     """
     if "@" in address:
         raise ConfigurationError(
-            "an address must not hold a user or a password: routes are read by many",
-            'Give them as options: "user": "name", "password": "env:NAME". An @ that is meant is written %40.',
+            "an address must not contain a user or a password: many roles can read routes",
+            'Use the options "user": "name" and "password": "env:NAME". Write any other @ as %40.',
         )
     try:
         parts = urlsplit(address)
@@ -84,10 +84,12 @@ def read_address(address: str, port: int, query: Iterable[str] = ()) -> BrokerAd
     except ValueError:
         servers = [("", 0)]
     if not all(host for host, _ in servers):
-        raise ConfigurationError("the address is none: scheme://host:port/path", "Several hosts: host:1,host:2")
+        raise ConfigurationError("invalid address; expected scheme://host:port/path", "Several hosts: host:1,host:2")
     if parts.fragment or not set(found) <= set(query):
         known = ", ".join(query) or "nothing"
-        raise ConfigurationError(f"the address holds more than it may (after the question mark: {known})")
+        raise ConfigurationError(
+            f"the address contains a parameter that is not supported (supported after the question mark: {known})"
+        )
     return BrokerAddress(parts.scheme, tuple(servers), unquote(parts.path.removeprefix("/")), found)
 
 
@@ -112,7 +114,7 @@ class Option(NamedTuple):
     default: Any = None
 
 
-def text(allowed: str = "text that is not empty") -> Option:
+def text(allowed: str = "a text that is not empty") -> Option:
     """An option that is text."""
     return Option(allowed, lambda value: isinstance(value, str) and value != "")
 
@@ -135,7 +137,7 @@ def choice(*values: str) -> Option:
 #: The options that all brokers have.
 COMMON_OPTIONS: Final[Mapping[str, Option]] = {
     "user": text(),
-    "password": text("the place of a secret: env:NAME or file:/path"),
+    "password": text("a reference to a secret: env:NAME or file:/path"),
     "ca": text("the path of a file of CA certificates"),
     "connect_timeout": number(0.1, 60, 5.0, "seconds", float),
 }
@@ -162,9 +164,9 @@ def read_options(
         if not table[name].fits(value):
             raise ConfigurationError(f"option {name} of a {target} target must be {table[name].allowed}")
     if "user" in options and "password" not in options:
-        raise ConfigurationError(f"option user of a {target} target needs option password: env:NAME or file:/path")
+        raise ConfigurationError(f"option user of a {target} target requires option password: env:NAME or file:/path")
     if "password" in options and "user" not in options and not password_alone:
-        raise ConfigurationError(f"option password of a {target} target needs option user")
+        raise ConfigurationError(f"option password of a {target} target requires option user")
     return {name: options.get(name, option.default) for name, option in table.items()}
 
 
@@ -218,8 +220,8 @@ class ErrorOutcome(NamedTuple):
 
 #: The outcomes of errors while connecting. TimeoutError is a subclass of OSError.
 CONNECT_ERRORS: Final = (
-    ErrorOutcome(ssl.SSLError, Unavailable, "tls", "no TLS with the server: its certificate or its protocol"),
-    ErrorOutcome(socket.gaierror, Unavailable, "dns", "the name of the server does not resolve"),
+    ErrorOutcome(ssl.SSLError, Unavailable, "tls", "TLS with the server failed: certificate or protocol"),
+    ErrorOutcome(socket.gaierror, Unavailable, "dns", "the name of the server cannot be resolved"),
     ErrorOutcome(OSError, Unavailable, "connect", "the server cannot be reached"),
 )
 
@@ -247,7 +249,7 @@ def outcome_for(
         if any(isinstance(part, kind) for part in chain):
             return outcome(reason, code=code)
     code = "connect" if otherwise is Unavailable else "target_error"
-    return otherwise(f"the client failed: {type(error).__name__}", code=code)
+    return otherwise(f"the client library failed: {type(error).__name__}", code=code)
 
 
 # -- the connection --------------------------------------------------------------------------------------------------

@@ -89,21 +89,23 @@ class HttpOrigin:
             ValueError: The URL is not supported. The text has the reason, but no part of the URL.
         """
         if not _URL.fullmatch(text):
-            raise ValueError("an address is a URL in ASCII; other characters are percent-encoded, hosts are xn--")
+            raise ValueError(
+                "invalid address: expected a URL in ASCII; percent-encode other characters, and write hosts as xn--"
+            )
         try:
             parts = urlsplit(text)
             port = parts.port
         except ValueError:
-            raise ValueError("host and port of the address make no sense") from None
+            raise ValueError("invalid address: host or port cannot be parsed") from None
         host = (parts.hostname or "").rstrip(".")
         if "@" in parts.netloc:
-            raise ValueError("user and password do not belong into an address: routes are read by many")
+            raise ValueError("an address must not contain a user or a password: many roles can read routes")
         if parts.scheme not in _PORTS or not host or port == 0:
-            raise ValueError("an address is https://host/path")
+            raise ValueError("invalid address; expected https://host/path")
         if not _HOST.fullmatch(host) and literal(host) is None:
-            raise ValueError("the host of the address is no name")
+            raise ValueError("invalid address: the host is neither a name nor an IP address")
         if parts.fragment:
-            raise ValueError("a fragment (#) is never sent")
+            raise ValueError("an address must not contain a fragment (#)")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         return cls(parts.scheme, host, port or _PORTS[parts.scheme], path)
 
@@ -146,7 +148,8 @@ class Guard:
                 name = entry.lower().rstrip(".")
                 if not _HOST.fullmatch(name):
                     raise ConfigurationError(
-                        f"IU_LISTEN_ALLOW_PRIVATE has {entry!a}", "It is a list of CIDRs and host names."
+                        f"IU_LISTEN_ALLOW_PRIVATE contains {entry!a}",
+                        "Expected: CIDRs and host names, separated by commas.",
                     ) from None
                 hosts.add(name)
         return cls(frozenset(hosts), tuple(networks))
@@ -199,13 +202,13 @@ async def allowed(guard: Guard, host: str, port: int, resolve: Resolve = resolve
     try:
         addresses = list(dict.fromkeys(await resolve(host, port)))
     except (OSError, UnicodeError) as error:
-        raise Unavailable(f"{host} has no address: {type(error).__name__}", code="dns") from None
+        raise Unavailable(f"the host {host} cannot be resolved: {type(error).__name__}", code="dns") from None
     refused = {address: guard.refusal(host, address) for address in addresses}
     found = [address for address in addresses if not refused[address]]
     if not found:
         what = ", ".join(f"{address} ({why})" for address, why in refused.items()) or "nothing"
         raise Unavailable(
-            f"{host} leads to {what}, which IU_LISTEN_ALLOW_PRIVATE does not have", code="address_refused"
+            f"{host} resolves to {what}, which IU_LISTEN_ALLOW_PRIVATE does not allow", code="address_refused"
         )
     return found
 
@@ -223,7 +226,8 @@ def check_host(guard: Guard, host: str) -> None:
     refused = guard.refusal(host, host)
     if refused and refused != "no address":
         raise HostNotAllowed(
-            f"{host} is {refused}, which IU_LISTEN_ALLOW_PRIVATE does not have", f"If it is meant, {allow_hint(host)}"
+            f"{host} is {refused}, which IU_LISTEN_ALLOW_PRIVATE does not allow",
+            f"To allow it, {allow_hint(host)}",
         )
 
 

@@ -64,23 +64,25 @@ KAFKA_ERRORS: Final = (
     *CONNECT_ERRORS[:2],
     ErrorOutcome(
         (errors.AuthenticationFailedError, errors.SaslAuthenticationFailed, errors.UnsupportedSaslMechanismError),
-        Unavailable, "auth", "the server does not let us in",
+        Unavailable, "auth", "the server rejected the login",
     ),
     ErrorOutcome(
         (errors.MessageSizeTooLargeError, errors.RecordTooLargeError, errors.RecordListTooLargeError),
-        Reject, "too_large", "larger than the topic takes",
+        Reject, "too_large", "larger than the topic accepts",
     ),
     ErrorOutcome(
         (errors.TopicAuthorizationFailedError, errors.ClusterAuthorizationFailedError),
-        Failed, "not_authorized", "the user may not write there",
+        Failed, "not_authorized", "the user is not allowed to write to the topic",
     ),
-    ErrorOutcome((errors.UnknownTopicOrPartitionError, errors.InvalidTopicError), Failed, "no_topic", "no such topic"),
+    ErrorOutcome(
+        (errors.UnknownTopicOrPartitionError, errors.InvalidTopicError), Failed, "no_topic", "the topic does not exist"
+    ),
     ErrorOutcome(
         (errors.ProducerClosed, errors.ProducerFenced, errors.OutOfOrderSequenceNumber, errors.UnknownProducerId,
          errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping),
-        Unavailable, "producer", "the producer has to begin anew",
+        Unavailable, "producer", "the Kafka producer must be restarted",
     ),
-    ErrorOutcome(errors.KafkaTimeoutError, Failed, "timeout", "the partition takes nothing now"),
+    ErrorOutcome(errors.KafkaTimeoutError, Failed, "timeout", "the partition accepts nothing at present"),
     ErrorOutcome(
         (errors.KafkaConnectionError, errors.NodeNotReadyError, errors.RequestTimedOutError, errors.StaleMetadata,
          OSError),
@@ -104,7 +106,7 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> KafkaTar
     given = read_options("kafka", options, KAFKA_OPTIONS)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", where.path) or where.path in {".", ".."}:
         raise ConfigurationError(
-            "the path of a kafka target is a topic: letters, digits, dots, _ and -", "kafka://host:9092/topic"
+            "the path of a kafka target must be a topic: letters, digits, dots, _ and -", "kafka://host:9092/topic"
         )
     return KafkaTarget(where, given, secret(secrets, given["password"]), guard_of(where, secrets))
 
@@ -173,7 +175,7 @@ class KafkaTarget:
             failed: DeliveryError = outcome_for(refusal, KAFKA_ERRORS)
             if isinstance(failed, Reject) and size < MAX_BATCH_BYTES:
                 # The error may concern another record of the same batch. The next attempt is in another batch.
-                failed = Failed("refused with a whole batch", code="batch_too_large")
+                failed = Failed("the broker refused the whole batch of records", code="batch_too_large")
             # The sequence numbers of the Kafka producer have a gap now, so the brokers would refuse all later records.
             await self._link.drop(producer)
             raise failed

@@ -46,7 +46,7 @@ logging.getLogger("nats").addHandler(logging.NullHandler())
 
 NATS_OPTIONS: Final[Mapping[str, Option]] = {
     **COMMON_OPTIONS,
-    "token": text("the place of a secret: env:NAME or file:/path"),
+    "token": text("a reference to a secret: env:NAME or file:/path"),
 }
 
 #: Longest subject, in bytes. After a control line longer than max_control_line (4096 bytes) a server closes the shared
@@ -63,10 +63,10 @@ NATS_CONNECT_ERRORS: Final = (
 
 #: The outcomes of errors while publishing.
 PUBLISH_ERRORS: Final = (
-    ErrorOutcome(errors.MaxPayloadError, Reject, "too_large", "larger than the server takes"),
+    ErrorOutcome(errors.MaxPayloadError, Reject, "too_large", "larger than the server accepts"),
     # No stream has the subject: the stream does not exist, or is not available yet after a restart.
-    ErrorOutcome(stream_errors.NoStreamResponseError, Failed, "no_stream", "no stream takes this subject"),
-    ErrorOutcome(errors.BadSubjectError, Reject, "bad_subject", "the subject is none"),
+    ErrorOutcome(stream_errors.NoStreamResponseError, Failed, "no_stream", "no stream has this subject"),
+    ErrorOutcome(errors.BadSubjectError, Reject, "bad_subject", "invalid subject"),
     ErrorOutcome(
         (errors.ConnectionClosedError, errors.OutboundBufferLimitError, errors.ConnectionDrainingError, OSError),
         Unavailable, "connect", "the connection was lost",
@@ -75,15 +75,15 @@ PUBLISH_ERRORS: Final = (
 
 #: The outcomes of answers of a stream, by its error code, else by its status.
 STREAM_ERRORS: Final[Mapping[int, tuple[type[DeliveryError], str, str]]] = {
-    10054: (Reject, "too_large", "larger than the stream takes"),
-    10060: (Failed, "wrong_stream", "another stream takes this subject"),
+    10054: (Reject, "too_large", "larger than the stream accepts"),
+    10060: (Failed, "wrong_stream", "another stream has this subject"),
     10076: (Failed, "no_jetstream", "JetStream is not enabled"),
     10039: (Failed, "no_jetstream", "JetStream is not enabled for this account"),
     10077: (Unavailable, "stream_full", "the stream is full"),
     10047: (Unavailable, "stream_full", "the storage is full"),
     10002: (Unavailable, "resources", "the account has no resources left"),
     10023: (Unavailable, "resources", "the server has no resources left"),
-    503: (Unavailable, "stream_unavailable", "the stream takes nothing now"),
+    503: (Unavailable, "stream_unavailable", "the stream accepts nothing at present"),
 }
 
 
@@ -103,7 +103,7 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> NatsTarg
     where = read_address(address, 4222)
     given = read_options("nats", options, NATS_OPTIONS)
     if given["password"] and given["token"]:
-        raise ConfigurationError("option token of a nats target excludes option password")
+        raise ConfigurationError("options token and password of a nats target exclude each other")
     return NatsTarget(
         # The option ca requires TLS, whatever the scheme.
         "tls" if given["ca"] else where.scheme,
@@ -128,7 +128,8 @@ def subject_of(template: str) -> Callable[[Event], str]:
     if not re.fullmatch(r"[^\s{}.*>$][^\s{}.*>]*(\.[^\s{}.*>]+)*", plain) or not plain.isprintable():
         raise ConfigurationError(
             "the subject of a nats target must be tokens between dots",
-            "As in nats://host/events.{domain}.{type}; with {type}, {domain}, {stream}; without *, > and white space.",
+            "Example: nats://host/events.{domain}.{type}. Placeholders: {type}, {domain}, {stream}."
+            " Not allowed: *, > and white space.",
         )
 
     def subject(event: Event) -> str:
@@ -234,7 +235,7 @@ class NatsTarget:
             # The library checks only the size of the payload. The server counts headers and payload, and closes the
             # shared connection if they are too large.
             if len(payload) + size_of(headers) > client.max_payload:
-                raise Reject(f"larger than the server takes ({client.max_payload} bytes)", code="too_large")
+                raise Reject(f"larger than the server accepts ({client.max_payload} bytes)", code="too_large")
             with anyio.CancelScope() as scope:
                 self._publishing[scope] = subject.lower()
                 try:
@@ -251,7 +252,7 @@ class NatsTarget:
                 finally:
                     del self._publishing[scope]
             if scope.cancelled_caught:
-                raise Failed("the user may not publish there", code="not_authorized")
+                raise Failed("the user is not allowed to publish to the subject", code="not_authorized")
 
     async def aclose(self) -> None:
         """Close the connection in at most CLOSE_TIMEOUT seconds (broker.py)."""
@@ -307,7 +308,7 @@ class NatsTarget:
             if not isinstance(error, Exception):
                 raise
             if "authorization" in str(error).lower():
-                raise Unavailable("the server does not let us in", code="auth") from None
+                raise Unavailable("the server rejected the login", code="auth") from None
             raise outcome_for(met[-1] if met else error, NATS_CONNECT_ERRORS, Unavailable) from None
         client.stream = client.jetstream()
         return client
@@ -340,6 +341,6 @@ def size_of(headers: Mapping[str, str]) -> int:
 def answered(error: stream_errors.APIError) -> DeliveryError:
     """The outcome for an error that a stream answered."""
     outcome, code, reason = STREAM_ERRORS.get(error.err_code or 0) or STREAM_ERRORS.get(error.code or 0) or (
-        Failed, f"jetstream_{error.err_code or error.code}", "the stream refused it",
+        Failed, f"jetstream_{error.err_code or error.code}", "the stream refused the message",
     )  # fmt: skip
     return outcome(f"{reason} (code {error.err_code or error.code})", code=code)

@@ -61,7 +61,9 @@ def target(name: str) -> Callable[[Coroutine], PythonTarget]:
 
     def decorate(function: Coroutine) -> PythonTarget:
         if not inspect.iscoroutinefunction(function):
-            raise TypeError(f"{getattr(function, '__qualname__', function)} is no coroutine function: write async def")
+            raise TypeError(
+                f"{getattr(function, '__qualname__', function)} is not a coroutine function: define it with async def"
+            )
         return PythonTarget(name, function)
 
     return decorate
@@ -88,22 +90,25 @@ def load(app: str) -> list[PythonTarget]:
             frames = traceback.extract_tb(error.__traceback__)
             where = next((f"{Path(f.filename).name}, line {f.lineno}" for f in reversed(frames) if f.line), name)
             raise ConfigurationError(
-                f"{name} wants the module {missing}, which is not installed ({where})",
-                f"Install it. Try: python -m {name}",
+                f"{name} imports the module {missing}, which is not installed ({where})",
+                f"Install it, then check with: python -m {name}",
             ) from error
         raise ConfigurationError(
-            f"there is no module {error.name}", "--app is module or module:attribute, from here or installed."
+            f"there is no module {error.name}",
+            "--app must be module or module:attribute, in the current directory or installed.",
         ) from error
     except AttributeError as error:
         raise ConfigurationError(
-            f"{name} has no attribute {attribute}", "--app is module or module:attribute."
+            f"{name} has no attribute {attribute}", "--app must be module or module:attribute."
         ) from error
     except Exception as error:
-        raise ConfigurationError(f"{name} cannot be imported: {words(error)}", f"Try: python -m {name}") from error
+        raise ConfigurationError(
+            f"{name} cannot be imported: {words(error)}", f"Check with: python -m {name}"
+        ) from error
     if isinstance(found, PythonTarget):
         return [found]
     members: Iterable[Any] = vars(found).values() if inspect.ismodule(found) else found
     targets = [m for m in members if isinstance(m, PythonTarget)] if isinstance(members, Iterable) else []
     if not targets:
-        raise ConfigurationError(f"{app} holds no target", "Write @target('name') above a coroutine.")
+        raise ConfigurationError(f"{app} contains no target", "Decorate a coroutine function with @target('name').")
     return list(dict.fromkeys(targets))

@@ -79,16 +79,17 @@ REDIS_ERRORS: Final = (
     *CONNECT_ERRORS[:2],
     ErrorOutcome(
         (errors.AuthenticationError, errors.AuthenticationWrongNumberOfArgsError),
-        Unavailable, "auth", "the server does not let us in",
+        Unavailable, "auth", "the server rejected the login",
     ),
     ErrorOutcome(errors.BusyLoadingError, Unavailable, "loading", "the server is loading its data"),
     ErrorOutcome(errors.ReadOnlyError, Unavailable, "read_only", "the server is a replica"),
     ErrorOutcome(errors.OutOfMemoryError, Unavailable, "out_of_memory", "the server has no memory left"),
     ErrorOutcome(errors.MasterDownError, Unavailable, "master_down", "the server has lost its master"),
     ErrorOutcome(
-        (errors.NoPermissionError, errors.AuthorizationError), Failed, "not_authorized", "the user may not append there"
+        (errors.NoPermissionError, errors.AuthorizationError),
+        Failed, "not_authorized", "the user is not allowed to append to the stream",
     ),
-    ErrorOutcome(errors.AskError, Failed, "cluster", "the stream is kept by another server of a cluster"),
+    ErrorOutcome(errors.AskError, Failed, "cluster", "another server of the cluster has the stream"),
     ErrorOutcome(
         (errors.ConnectionError, errors.TimeoutError, OSError), Unavailable, "connect", "the server cannot be reached"
     ),
@@ -96,17 +97,17 @@ REDIS_ERRORS: Final = (
 
 #: The outcomes of errors that have no class of their own, by a word in the answer of the server.
 REDIS_ANSWERS: Final = (
-    ("WRONGTYPE", Failed, "wrong_type", "the key of the stream holds something else"),
-    ("NOAUTH", Unavailable, "auth", "the server asks for a user and a password"),
-    ("WRONGPASS", Unavailable, "auth", "the server does not let us in"),
-    ("NOPERM", Failed, "not_authorized", "the user may not append there"),
+    ("WRONGTYPE", Failed, "wrong_type", "the key of the stream has another type"),
+    ("NOAUTH", Unavailable, "auth", "the server requires a user and a password"),
+    ("WRONGPASS", Unavailable, "auth", "the server rejected the login"),
+    ("NOPERM", Failed, "not_authorized", "the user is not allowed to append to the stream"),
     ("OOM", Unavailable, "out_of_memory", "the server has no memory left"),
     ("READONLY", Unavailable, "read_only", "the server is a replica"),
-    ("MISCONF", Unavailable, "not_saving", "the server cannot save, and takes nothing"),
-    ("NOREPLICAS", Unavailable, "no_replicas", "the server has too few replicas, and takes nothing"),
+    ("MISCONF", Unavailable, "not_saving", "the server cannot save its data, and accepts no writes"),
+    ("NOREPLICAS", Unavailable, "no_replicas", "the server has too few replicas, and accepts no writes"),
     ("CLUSTERDOWN", Unavailable, "cluster_down", "the cluster is down"),
-    ("invalid bulk length", Reject, "too_large", "larger than the server takes"),
-    ("DB index is out of range", Unavailable, "no_database", "the server has no such database"),
+    ("invalid bulk length", Reject, "too_large", "larger than the server accepts"),
+    ("DB index is out of range", Unavailable, "no_database", "the database does not exist on the server"),
 )
 
 
@@ -125,15 +126,17 @@ def open(address: str, options: Mapping[str, Any], secrets: Secrets) -> RedisTar
     where = read_address(address, 6379, ["stream"])
     given = read_options("redis", options, REDIS_OPTIONS, password_alone=True)
     if len(where.servers) > 1:
-        raise ConfigurationError("the address of a redis target names one server")
+        raise ConfigurationError("the address of a redis target must name one server")
     if not re.fullmatch(r"\d{0,5}", where.path, re.ASCII):
-        raise ConfigurationError("the path of a redis target is the number of a database", "redis://host/0?stream=name")
+        raise ConfigurationError(
+            "the path of a redis target must be the number of a database", "redis://host/0?stream=name"
+        )
     if given["ca"] and where.scheme not in TLS_SCHEMES:
-        raise ConfigurationError("option ca of a redis target needs rediss:// or valkeys://")
+        raise ConfigurationError("option ca of a redis target requires rediss:// or valkeys://")
     named = {name for name in (where.query.get("stream"), given["stream"]) if name}
     if len(named) != 1:
         raise ConfigurationError(
-            "a redis target needs the name of one stream", "In the address, ?stream=name, or as option stream."
+            "a redis target requires the name of one stream", "In the address, ?stream=name, or as option stream."
         )
     return RedisTarget(where, named.pop(), given, secret(secrets, given["password"]), guard_of(where, secrets))
 
@@ -183,7 +186,7 @@ class RedisTarget:
         fields = fields_of(delivery)
         size = sum(len(name) + len(value) for name, value in fields.items())
         if size > self._max_bytes:
-            raise Reject(f"larger than option max_bytes allows ({self._max_bytes})", code="too_large")
+            raise Reject(f"larger than option max_bytes allows ({self._max_bytes} bytes)", code="too_large")
         entry = [part for field in fields.items() for part in field]
         keys = self._stream, f"{self._stream}:{delivery.idempotency_key}"
         async with self._link.use() as redis, self._free:

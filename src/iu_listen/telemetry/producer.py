@@ -56,15 +56,15 @@ def trace_context(connection: Any) -> Any:
 
         return connection.execute(text(_SET.format(":context")), {"context": context})
     raise TypeError(
-        f"trace_context() takes a connection of asyncpg, psycopg or SQLAlchemy, not {type(connection).__name__}: "
-        "the one that the events are written with"
+        f"trace_context() requires the connection that inserts the events, of asyncpg, psycopg or SQLAlchemy, "
+        f"not {type(connection).__name__}"
     )
 
 
 def _expect(transaction: bool) -> None:
     if not transaction:
         warnings.warn(
-            "trace_context() outside a transaction: the context is forgotten at once, and events have none",
+            "trace_context() was called outside a transaction: the setting ends at once; events get no context",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -47,7 +47,8 @@ def otlp_timeout(environ: Mapping[str, str], signal: Signal = "traces") -> float
     given = otlp_variable(environ, "TIMEOUT", signal).strip() or "10000"
     if not (given.isascii() and given.isdigit()):
         raise ConfigurationError(
-            f"OTEL_EXPORTER_OTLP_TIMEOUT={given} is no whole number of milliseconds", "10000 is ten seconds."
+            f"OTEL_EXPORTER_OTLP_TIMEOUT={given} is not a whole number of milliseconds",
+            "Example: 10000 is ten seconds.",
         )
     return min(int(given[:12]) / 1000 or MAX_REQUEST_TIMEOUT, MAX_REQUEST_TIMEOUT)
 
@@ -77,18 +78,20 @@ def exporter_names(environ: Mapping[str, str], signal: Signal) -> list[str]:
     if names == ["none"]:
         return []
     if "none" in names:
-        raise ConfigurationError(f"{variable}: none stands alone", f"As in {variable}=none, or without none.")
+        raise ConfigurationError(
+            f"{variable}: none cannot be combined with other exporters", f"Example: {variable}=none"
+        )
     for name in names:
         if name not in DOCUMENTED_EXPORTERS[signal] and not _registered(name, signal):
-            raise ConfigurationError(f"{variable}={name}: there is no such exporter", _hint(name, signal))
+            raise ConfigurationError(f"{variable}={name}: unknown exporter", _hint(name, signal))
     return names
 
 
 def _hint(name: str, signal: Signal) -> str:
     """The hint for an unknown exporter, with a similar name if there is one."""
     if name == "prometheus":
-        return "Prometheus takes metrics alone: OTEL_METRICS_EXPORTER=prometheus."
-    there = f"There are: {', '.join(DOCUMENTED_EXPORTERS[signal])}; and exporters of installed packages."
+        return "Prometheus receives only metrics: OTEL_METRICS_EXPORTER=prometheus."
+    there = f"Known exporters: {', '.join(DOCUMENTED_EXPORTERS[signal])}, and the exporters of installed packages."
     close = get_close_matches(name, DOCUMENTED_EXPORTERS[signal], n=1)
     return f'Did you mean "{close[0]}"? {there}' if close else there
 
@@ -120,7 +123,9 @@ def _exporter(environ: Mapping[str, str], signal: Signal, name: str) -> Any:
         registered, extra = ("otlp_proto_grpc", "otlp-grpc") if grpc else ("otlp_proto_http", "otlp")
     found = _registered(registered, signal)
     if not found:
-        raise ConfigurationError(f"{variable}={name}: it is not installed", f"pip install 'iu-listen[{extra}]'")
+        raise ConfigurationError(
+            f"{variable}={name}: the exporter is not installed", f"pip install 'iu-listen[{extra}]'"
+        )
     # Passed explicitly, because the SDK reads the variable as seconds.
     options = {"timeout": otlp_timeout(environ, signal)} if registered.startswith("otlp_") else {}
     with _creating(variable, name):
@@ -140,11 +145,11 @@ def _creating(variable: str, name: str) -> Iterator[None]:
         # Only the text of an OSError is shown. The text of other errors may contain a value, which may be a token.
         why = (wrong.strerror or str(wrong)) if isinstance(wrong, OSError) else type(wrong).__name__
         hint = (
-            "Its address: OTEL_EXPORTER_PROMETHEUS_HOST, OTEL_EXPORTER_PROMETHEUS_PORT (9464)"
+            "Set another address: OTEL_EXPORTER_PROMETHEUS_HOST, OTEL_EXPORTER_PROMETHEUS_PORT (default: 9464)"
             if name == "prometheus"
-            else "Is one of its own variables wrong? They begin with OTEL_EXPORTER_OTLP_ or OTEL_METRIC_EXPORT_."
+            else "Check the variables that begin with OTEL_EXPORTER_OTLP_ and OTEL_METRIC_EXPORT_."
         )
-        raise ConfigurationError(f"{variable}={name} cannot begin: {why}", hint) from wrong
+        raise ConfigurationError(f"{variable}={name}: the exporter cannot start: {why}", hint) from wrong
 
 
 def metric_reader(found: Any) -> Any:

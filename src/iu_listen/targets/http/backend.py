@@ -83,7 +83,7 @@ class _Stream(httpcore.AsyncNetworkStream):
             root = _root(error)
             # The text comes from OpenSSL and concerns the certificate or the protocol; it contains no secrets.
             why = getattr(root, "verify_message", "") or getattr(root, "reason", "") or type(root).__name__
-            raise Unavailable(f"no TLS with {self._host}: {why}", code="tls") from None
+            raise Unavailable(f"TLS with {self._host} failed: {why}", code="tls") from None
         except BaseException:
             # After a cancellation httpcore would leave the connection to the garbage collector.
             with anyio.CancelScope(shield=True):

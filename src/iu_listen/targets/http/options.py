@@ -36,7 +36,7 @@ _SECRET_HEADERS: Final = re.compile(
 
 
 #: The hint if a route sets allow_private: the process, not the route, decides which hosts may be reached.
-ALLOW_PRIVATE_HINT: Final = "Whoever runs the consumer says what may be reached: IU_LISTEN_ALLOW_PRIVATE."
+ALLOW_PRIVATE_HINT: Final = "The setting IU_LISTEN_ALLOW_PRIVATE of the consumer defines which hosts may be reached."
 
 
 def _texts(value: Any) -> bool:
@@ -114,14 +114,14 @@ def read_options(address: str, options: Mapping[str, Any], secrets: Secrets) -> 
     given = {name: default for name, (default, _, _) in HTTP_OPTIONS.items()}
     for name, value in options.items():
         if name == "allow_private":
-            raise ConfigurationError("allow_private is no option of a route", ALLOW_PRIVATE_HINT)
+            raise ConfigurationError("allow_private is not an option of a route", ALLOW_PRIVATE_HINT)
         if name not in HTTP_OPTIONS:
             raise ConfigurationError(
-                f"targets of HTTP have no option {name[:40]!a}", f"There are: {', '.join(sorted(HTTP_OPTIONS))}"
+                f"an http target has no option {name[:40]!a}", f"Options: {', '.join(sorted(HTTP_OPTIONS))}"
             )
         _, good, what = HTTP_OPTIONS[name]
         if not good(value):
-            raise ConfigurationError(f"the option {name} must be {what}")
+            raise ConfigurationError(f"option {name} of an http target must be {what}")
         given[name] = value
     guard = Guard.allowing(secrets.allow_private)
     keys = [secrets.get(name) for name in given["secrets"]]
@@ -151,8 +151,8 @@ def _read_address(text: str, guard: Guard, only: Iterable[str] | None) -> HttpOr
     check_host(guard, address.host)
     if address.scheme == "http" and not guard.trusts(address.host):
         raise HostNotAllowed(
-            f"http:// to {address.host} would be read by everybody on the way",
-            f"Use https://; or, if it is meant, {allow_hint(address.host)}",
+            f"http:// to {address.host} would send events without encryption",
+            f"Use https://, or {allow_hint(address.host)}",
         )
     return address
 
@@ -161,12 +161,14 @@ def _read_headers(given: Mapping[str, Any], secrets: Secrets) -> tuple[dict[str,
     headers, hidden = {}, []
     for name, value in ((name.lower(), value) for name, value in given.items()):
         if not _HEADER_NAME.fullmatch(name) or _RESERVED_HEADERS.fullmatch(name):
-            raise ConfigurationError(f"the option headers cannot have {name[:40]!a}", "We set it, or it is no name.")
+            raise ConfigurationError(
+                f"option headers must not contain {name[:40]!a}", "The target sets this header, or the name is invalid."
+            )
         if isinstance(value, str):
             if _SECRET_HEADERS.fullmatch(name):
                 raise ConfigurationError(
-                    f"the header {name} holds a secret: give its place",
-                    f"The option headers is {HTTP_OPTIONS['headers'][2]}",
+                    f"the header {name} contains a secret: give a reference to it",
+                    f"Option headers is {HTTP_OPTIONS['headers'][2]}",
                 )
             headers[name] = value
         else:
@@ -174,7 +176,9 @@ def _read_headers(given: Mapping[str, Any], secrets: Secrets) -> tuple[dict[str,
             headers[name] = value.get("prefix", "") + secret
             hidden.append(secret)
         if not _HEADER_VALUE.fullmatch(headers[name]):
-            raise ConfigurationError(f"the header {name} has a value that is empty, or no plain ASCII")
+            raise ConfigurationError(
+                f"the value of the header {name} is empty, or contains characters that are not printable ASCII"
+            )
     return headers, hidden
 
 
@@ -183,7 +187,7 @@ def _read_ca(path: str) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=read_ca(path))
     except (OSError, ValueError) as error:
         # ssl.SSLError, for a file without certificates, is a subclass of OSError.
-        raise ConfigurationError(f"the option ca cannot be used: {type(error).__name__}, {path!a}") from None
+        raise ConfigurationError(f"the file of option ca cannot be read: {type(error).__name__}, {path!a}") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
@@ -199,7 +203,9 @@ def _signer(key: Secret) -> Webhook:
         raw = b""
     # Standard Webhooks requires at least 24 bytes, but some senders use 16.
     if not key.reveal().startswith("whsec_") or len(raw) < 16:
-        raise ConfigurationError(f"{key.name} is no secret for signatures", "It is whsec_ and base64 of 24 bytes.")
+        raise ConfigurationError(
+            f"{key.name} is not a key for signatures", "Expected: whsec_ and the base64 of 24 to 64 bytes."
+        )
     return Webhook(raw)
 
 

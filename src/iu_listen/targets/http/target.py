@@ -50,9 +50,12 @@ STATUS_OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
 #: Code and text for errors during a request. The text of httpcore is not used, because it may contain headers.
 _REQUEST_ERRORS: Final[Mapping[type[Exception], tuple[str, str]]] = {
     httpcore.TimeoutException: ("timeout", "no answer in time"),
-    httpcore.NetworkError: ("disconnect", "the connection broke before the answer came"),
-    httpcore.RemoteProtocolError: ("disconnect", "the other side left before it answered, or its answer is no HTTP"),
-    httpcore.ProtocolError: ("disconnect", "the connection could not be used any more"),
+    httpcore.NetworkError: ("disconnect", "the connection was lost before the answer"),
+    httpcore.RemoteProtocolError: (
+        "disconnect",
+        "the receiver closed the connection before it answered, or its answer is not HTTP",
+    ),
+    httpcore.ProtocolError: ("disconnect", "the connection is not usable any more"),
 }
 
 

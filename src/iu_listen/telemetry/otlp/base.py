@@ -48,15 +48,18 @@ def read_headers(text: str) -> dict[str, str]:
         ConfigurationError: A pair has no ``=``, or characters that HTTP and gRPC do not allow (RFC 9110, 5.5). The
             message contains no value, because it may be a token.
     """
-    hint = "As in authorization=Bearer%20…,x-tenant=7"
+    hint = "Example: authorization=Bearer%20…,x-tenant=7"
     found = {}
     for pair in filter(str.strip, text.split(",")):
         key, separator, value = pair.partition("=")
         name, value = key.strip().lower(), unquote(value.strip())
         if not separator or not _HEADER_NAME.fullmatch(name):
-            raise ConfigurationError("OTEL_EXPORTER_OTLP_HEADERS: a header has no name, an odd one, or no =", hint)
+            raise ConfigurationError("OTEL_EXPORTER_OTLP_HEADERS: a header has no name, an invalid name, or no =", hint)
         if not _HEADER_VALUE.fullmatch(value):
-            raise ConfigurationError(f"OTEL_EXPORTER_OTLP_HEADERS: {name} has characters that no header may have", hint)
+            raise ConfigurationError(
+                f"OTEL_EXPORTER_OTLP_HEADERS: the value of {name} contains characters that are not allowed in a header",
+                hint,
+            )
         found[name] = value
     return found
 
@@ -92,9 +95,9 @@ def checked_endpoint(url: str, example: str) -> str:
         good = False
     if not good:
         # User name, password and query may contain secrets, so the message leaves them out.
-        told = url.partition("?")[0]
-        told = f"…@{told.rpartition('@')[2]}" if "@" in told else told
-        raise ConfigurationError(f"the OTLP endpoint {told} is no http address", f"As in {example}")
+        shown = url.partition("?")[0]
+        shown = f"…@{shown.rpartition('@')[2]}" if "@" in shown else shown
+        raise ConfigurationError(f"the OTLP endpoint {shown} is not an http or https URL", f"Example: {example}")
     return url
 
 
@@ -167,7 +170,7 @@ class OtlpCollector(ABC):
             self._abandon()
             raise
         except Exception as error:  # noqa: BLE001 after any error the spans are sent again
-            return Verdict(CollectorAnswer.AGAIN, f"no way to the collector: {words(error)}")
+            return Verdict(CollectorAnswer.AGAIN, f"the collector cannot be reached: {words(error)}")
         # The number is added to a counter, so it must be between 0 and the number of spans.
         return replace(verdict, rejected=min(max(verdict.rejected, 0), len(spans)))
 

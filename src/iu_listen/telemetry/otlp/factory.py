@@ -35,6 +35,6 @@ def create_collector(environ: Mapping[str, str]) -> OtlpCollector | None:
     except ImportError as missing:
         extra = "otlp-grpc" if protocol == "grpc" else "otlp"
         raise ConfigurationError(
-            f"OTEL_TRACES_EXPORTER={wanted} needs the extra {extra}, which is not installed",
+            f"OTEL_TRACES_EXPORTER={wanted} requires the extra {extra}, which is not installed",
             f"pip install 'iu-listen[{extra}]'",
         ) from missing

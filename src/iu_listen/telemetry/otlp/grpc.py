@@ -54,7 +54,7 @@ class GrpcCollector(OtlpCollector):
         # gRPC aborts the process if there is a certificate without a key, or a key without a certificate.
         if (key is None) != (chain is None):
             raise ConfigurationError(
-                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY go together over gRPC",
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY must be set together for gRPC",
                 "Set both, or neither.",
             )
         return grpc.ssl_channel_credentials(root, key, chain)

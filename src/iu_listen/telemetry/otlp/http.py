@@ -165,4 +165,4 @@ def _reason(error: BaseException) -> str:
         if not isinstance(cause, BaseException):
             break
         inner = cause
-    return f"no way to the collector: {getattr(inner, 'strerror', None) or type(inner).__name__}"
+    return f"the collector cannot be reached: {getattr(inner, 'strerror', None) or type(inner).__name__}"
