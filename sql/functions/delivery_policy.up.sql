@@ -1,4 +1,5 @@
--- The delivery policy of a route: its defaults, its checks, and the options of targets.
+-- The delivery policy of a route: its retry policy (attempts, backoff, deadline), concurrency and order, with defaults
+-- and checks, and the options of targets.
 --
 -- kind: repeatable
 -- needs: base (iu_outbound_route)

@@ -1,5 +1,5 @@
--- Trace export: the views and functions by which a consumer reads attempts and dead letters as spans, from a durable
--- position.
+-- Trace export (span export): the views and functions by which a consumer reads attempts and dead letters as spans,
+-- from a durable position.
 --
 -- kind: repeatable
 -- needs: 005, 007, 008, 011, 017, functions/outbox_position, functions/trace_ids

@@ -1,4 +1,4 @@
--- The bell: wakes an idle consumer, and costs nothing under load. The triggers of 010 call it.
+-- The bell: the wake-up of an idle consumer by NOTIFY. It costs nothing under load. The triggers of 010 call it.
 --
 -- kind: repeatable
 -- needs: 008

@@ -1,4 +1,4 @@
--- The worker: its gate, the delivery seam, the batch, the replay of one dead letter, health, and three views.
+-- Routing: the batch of a worker, its gate, the delivery seam, the replay of one dead letter, health, and three views.
 --
 -- needs: 005, 006, 007, 008, functions/event_snapshot, functions/outbox_position, functions/trace_ids
 -- calls: 010, 012, 021, functions/completeness, functions/delivery_status, functions/delivery_switches, functions/metrics, functions/monitoring, functions/sql_targets

@@ -1,4 +1,4 @@
--- Cancelling many deliveries, and replaying and resolving many dead letters.
+-- Dead-letter replay in bulk, resolving many dead letters, and cancelling many deliveries.
 --
 -- Each function handles one bounded part in its own transaction and answers where that part ended; the caller continues
 -- from there. So progress can be shown, an interruption leaves the rest unchanged, and no part holds a lock for longer

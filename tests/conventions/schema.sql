@@ -364,7 +364,7 @@ CREATE TABLE public.iu_outbound_route (
 CREATE FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) RETURNS TABLE(problem text, hint text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 428d294d75f1fb43>;
+    AS <body 7fe92f054f71fa9c>;
 
 CREATE FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) RETURNS text[]
     LANGUAGE sql STABLE

@@ -1,4 +1,4 @@
-"""The ledger of taken deliveries: those that the consumer holds and has not settled, and their size in bytes."""
+"""The in-flight ledger: the deliveries that the consumer holds and has not settled, and their size in bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The state of a route in the dispatcher: its position, its sweep, and how many further deliveries may be taken."""
+"""The state of a route in the dispatcher: its position, its sweep, and its prefetch.
+
+The prefetch is back-pressure: it bounds how many further deliveries may be taken.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace export: sends pages of attempts and dead letters to a collector, at least once and without loss.
+"""The trace export (span export): sends attempts and dead letters to a collector, at least once and without loss.
 
 The export's cursor moves when the collector has accepted a page. So a collector that is down, busy or wrongly addressed
 delays spans, and none is lost. A slow collector slows the export down. Only two kinds of spans are left out, and both

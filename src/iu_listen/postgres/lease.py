@@ -1,4 +1,4 @@
-"""The lease of a worker: an advisory lock of the session, or a row if a foreign role holds that lock.
+"""The lease of a worker (leader election): an advisory lock, or a row if a foreign role holds that lock.
 
 Every role that may connect can take an advisory lock. A foreign role is one without the privileges of a consumer. Its
 lock is ignored; consumers then hold a row in iu_delivery_lease instead, which a foreign role cannot write.

@@ -1,4 +1,4 @@
-"""The listener session: it executes LISTEN and holds the armed lock. The protocol is in sql/functions/wake.up.sql.
+"""The listener session: it receives wake-ups (LISTEN) and holds the armed lock, as sql/functions/wake.up.sql defines.
 
 The session is never pooled, is never left in a transaction, and is read-only. It must not insert events: the trigger
 tests whether the armed lock is free, and a lock of its own session counts as free, so it would send no NOTIFY.
