@@ -65,7 +65,7 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 async def apply_package(dsn: str) -> None:
     """Apply the whole package, and IU Core if it is missing; open the worker gate."""
     async with session(dsn, name="tests") as connection:
-        if await migrate.substrate_missing(connection):
+        if await migrate.missing_base_objects(connection):
             await migrate.apply_base(connection)
         await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
     await open_gate(dsn)

@@ -42,11 +42,11 @@ begin
 end
 $$;
 
-comment on role iu_listen_consumer is 'What a running iu-listen consumer may do, and nothing more.';
-comment on role iu_listen_reader is 'Sees the state of the routing; sees no payload; changes nothing.';
-comment on role iu_listen_operator is 'A reader who also opens and closes gates and routes, replays dead letters and moves cursors.';
-comment on role iu_listen_exporter is 'Reads the audit for the export of traces; a login that also consumes has both roles.';
-comment on role iu_listen_janitor is 'Removes what the retention policies let go; can delete events and audit, so it is for one job.';
+comment on role iu_listen_consumer is 'The rights that a running iu-listen consumer needs.';
+comment on role iu_listen_reader is 'Reads the state of routing and delivery, without payloads; changes nothing.';
+comment on role iu_listen_operator is 'A reader that also opens and closes gates and routes, replays dead letters and moves cursors.';
+comment on role iu_listen_exporter is 'Reads attempts and dead letters for the trace export. A consumer that exports traces has both roles.';
+comment on role iu_listen_janitor is 'Deletes rows by the retention policies. It can delete any event and the audit, so grant it only to that job.';
 
 -- Start from nothing -------------------------------------------------------------------------------------
 

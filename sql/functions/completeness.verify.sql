@@ -1,7 +1,7 @@
 -- The state that functions/completeness must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W20', 'completeness can be audited', '3',
+    select 'W20', 'functions of the completeness check present', '3',
            (select count(*)::text from pg_catalog.pg_proc p
              where p.pronamespace = 'public'::regnamespace
                and p.proname in ('fn_iu_completeness_page', 'fn_iu_completeness_confirm', 'fn_iu_completeness_repair'))

@@ -238,8 +238,8 @@ begin
     end if;
 
     if v_foreign is not true and not p_force then
-        raise exception 'no worker refuses: the history is our own' using errcode = 'object_not_in_prerequisite_state',
-            hint = 'To have events read again all the same: --force, and --since to say which.';
+        raise exception 'no worker refuses: there is no foreign history' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'To read events again nevertheless, give --force, and --since for the time from which.';
     end if;
     if v_last < v_highest then
         perform setval('public.event_outbox_event_seq', v_highest + 1000);

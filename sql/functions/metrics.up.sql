@@ -42,7 +42,7 @@ as $$
                and greatest(l.since, l.moved_at) < clock_timestamp() - interval '10 minutes'
             union all
             select 2,
-                   format('the audit of completeness has begun, and has looked at nothing for %s s',
+                   format('the completeness check has checked no event for %s s',
                           round(extract(epoch from clock_timestamp() - a.paged_at)))
               from public.iu_completeness_pass a
              where a.worker_name = p_worker_name and a.started_at is not null

@@ -32,7 +32,7 @@ as $$
     select a.pid, r.stranger,
            format('pid %s, %s%s%s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
                   coalesce(', from ' || host(a.client_addr), ''),
-                  case when r.stranger then ', of role ' || coalesce(a.usename, '?') || ', which may not do this work' end)
+                  case when r.stranger then ', of role ' || coalesce(a.usename, '?') || ', which has no right to do this work' end)
       from pg_catalog.pg_locks l
       join pg_catalog.pg_stat_activity a on a.pid = l.pid
      cross join lateral (
@@ -118,7 +118,7 @@ select 'late_event', 'prepared transaction ' || p.gid, null, null, p.database::t
 union all
 (select distinct on (h.kind)
         'vacuum', h.kind || coalesce(' ' || h.name, ' pid ' || h.pid, ''), h.pid, h.application_name::text, h.datname,
-        h.state::text, h.seconds, h.xids, 'vacuum cannot remove what died since; tables grow and looks get slower'
+        h.state::text, h.seconds, h.xids, 'vacuum cannot remove rows that were deleted since; tables grow and queries become slower'
    from horizon h
   order by h.kind, h.xids desc)
 union all
@@ -133,10 +133,10 @@ union all
 union all
 select case when o.key = 726003 then 'lease' else 'bell_key' end, 'pid ' || o.pid, o.pid, o.application_name::text,
        o.datname::text, o.state::text, o.seconds, null,
-       case when o.key = 726003 and o.stranger then 'role ' || o.usename || ' may not do this work: consumers go on without the lock'
+       case when o.key = 726003 and o.stranger then 'role ' || o.usename || ' has no right to do this work: consumers continue without the lock'
             when o.key = 726003 then 'no consumer of that worker can work'
-            else 'a consumer cannot sleep by the bell, or writers notify nobody' end
-       || ': a session that is not an iu-listen holds advisory lock (' || o.key || ', ' || o.slot || ')'
+            else 'a consumer cannot be armed, or producers send no notification' end
+       || ': a session of another program holds advisory lock (' || o.key || ', ' || o.slot || ')'
   from ours o
  where o.application_name not like 'iu-listen %' or o.key = 726003 and o.stranger
 union all
@@ -144,8 +144,8 @@ select 'trigger', t.tab || '.' || t.name, null, null, current_database()::text,
        case g.tgenabled when 'D' then 'disabled' when 'O' then 'not always' when 'R' then 'replica only'
             else 'missing' end,
        null, null,
-       case when t.name like '%bell' then 'nobody is woken: events wait for the timer'
-            else 'events may enter the log unstamped, and be lost' end
+       case when t.name like '%bell' then 'no consumer is woken: events wait for the catch-up poll'
+            else 'events may be inserted without a stamp, and be lost' end
   from (values ('event_outbox', 'zz_event_outbox_stamp'), ('event_outbox', 'zz_event_outbox_restamp'),
                ('event_outbox', 'zz_event_outbox_bell'), ('dot_config', 'zz_dot_config_bell')) t(tab, name)
   left join pg_catalog.pg_trigger g on g.tgrelid = to_regclass('public.' || t.tab) and g.tgname = t.name

@@ -1,7 +1,7 @@
 -- The state that functions/monitoring must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W18', 'watches can tell how workers are and who is in the way', '2',
+    select 'W18', 'views of health and blockers present', '2',
            (select count(*)::text from pg_catalog.pg_class k
              where k.oid in (to_regclass('public.v_iu_worker_health'), to_regclass('public.v_iu_blocker')))
 )

@@ -380,12 +380,12 @@ begin
     end if;
     select x.* into p from public.iu_retention_policy x where x.what = p_what;
     if not found then
-        raise exception 'there is no retention of %', coalesce(p_what, 'null')
-            using errcode = 'invalid_parameter_value', hint = 'There is one of events, attempts and dead_letters.';
+        raise exception 'there is no retention policy %', coalesce(p_what, 'null')
+            using errcode = 'invalid_parameter_value', hint = 'The policies are events, attempts and dead_letters.';
     end if;
     if p_keep <= '0' then
-        raise exception 'what is kept must be kept for some time, not for %', p_keep
-            using errcode = 'invalid_parameter_value', hint = 'As in 90 days.';
+        raise exception 'the time to keep rows must be longer than 0, not %', p_keep
+            using errcode = 'invalid_parameter_value', hint = 'Example: 90 days';
     end if;
     if p_keep is null and not p.enabled then
         return jsonb_build_object('status', 'disabled', 'what', p_what, 'gone', 0, 'looked', 0, 'after', null);
@@ -490,8 +490,8 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    raise exception 'no event enters % any more: it is older than the retention keeps', tg_table_name
-        using errcode = 'check_violation', hint = 'Is created_at of this event right?';
+    raise exception 'partition % accepts no more events: they are older than the retention policy keeps', tg_table_name
+        using errcode = 'check_violation', hint = 'Check created_at of the event.';
 end
 $$;
 comment on function public.fn_iu_outbox_retired() is

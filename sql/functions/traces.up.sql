@@ -121,7 +121,8 @@ declare
 begin
     select x.* into t from public.iu_trace_cursor x where x.name = p_name;
     if not found then
-        raise exception 'no export is called %', p_name using errcode = 'no_data_found';
+        raise exception 'there is no trace export %', p_name
+            using errcode = 'no_data_found', hint = 'A consumer with a collector registers its export when it starts.';
     end if;
     v_refusal := public.fn_iu_outbox_refusal(t.lineage, t.prev);
     if v_refusal is not null then

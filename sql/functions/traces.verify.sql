@@ -1,7 +1,7 @@
 -- The state that functions/traces must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W25', 'attempts and dead letters know their spans', '2',
+    select 'W25', 'views of attempts and dead letters have span ids', '2',
            (select count(*)::text from pg_catalog.pg_attribute a
              where a.attrelid in (to_regclass('public.v_iu_route_attempt'),
                                   to_regclass('public.v_iu_route_dead_letter_open'))

@@ -1,7 +1,7 @@
 -- The state that 010 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W15', 'bells are deferred and fire always', '2',
+    select 'W15', 'triggers of the bell are deferred and fire always', '2',
            (select count(*)::text from pg_catalog.pg_trigger t
              where t.tgenabled = 'A' and t.tginitdeferred
                and (t.tgrelid, t.tgname) in (('public.event_outbox'::regclass, 'zz_event_outbox_bell'),

@@ -1,7 +1,7 @@
 -- The state that 011 must have left. The columns are those of runtime/070.
 
 with checks (id, label, expected, observed) as (
-    select 'W24', 'indexes for readers of the audit are valid', '5',
+    select 'W24', 'indexes of attempts and dead letters are valid', '5',
            (select count(*)::text from pg_catalog.pg_index i
              where i.indisvalid and i.indexrelid in (to_regclass('public.iu_route_attempt_tick_idx'),
                                                      to_regclass('public.iu_route_dead_letter_tick_idx'),

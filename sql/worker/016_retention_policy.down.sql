@@ -9,7 +9,7 @@ begin
     if to_regclass('public.iu_retention_policy') is not null then
         if exists (select from public.iu_retention_policy p where p.enabled) then
             raise exception 'a retention policy is enabled' using errcode = 'object_not_in_prerequisite_state',
-                hint = 'Switch it off first: iu-listen retention show, retention set WHAT --off';
+                hint = 'Disable it first: iu-listen retention set WHAT --off';
         end if;
     end if;
 end

@@ -306,7 +306,7 @@ def test_it_goes_on_after_005(substrate, applied):
     names = [m.name for m in package_files()]
     assert done.json["applied"] == names[2:]
     assert done.json["added"]["seed"] == {"table": 2, "function": 5, "view": 3, "key": 1, "row": 1}
-    assert f"begun: 2 of {len(names)} files" in done.json["gates"][3]["evidence"]
+    assert f"incomplete: 2 of {len(names)} files" in done.json["gates"][3]["evidence"]
     assert catalogue(substrate.dsn) == catalogue(applied.dsn)
 
 

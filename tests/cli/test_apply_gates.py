@@ -147,7 +147,7 @@ def test_3_a_directory_that_cannot_be_written(substrate, tmp_path):
         closed_alone(3, apply(substrate.dsn, "--backup-dir", str(tmp_path / "file" / "dumps")), "file")
         closed_alone(3, apply(substrate.dsn, "--backup-dir", str(tmp_path / "file")), "file")
         done = apply(substrate.dsn, "--plan", "--backup-dir", str(tmp_path / "file" / "dumps"))
-        closed_alone(3, done, "Not writable")
+        closed_alone(3, done, "is not writable")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -218,7 +218,7 @@ def test_4_drift(server, kind, change, says, request):
     if says.startswith("column"):
         # Without the base, gates 6 and 7 cannot be checked.
         assert [g["number"] for g in done.json["gates"] if not g["pass"]] == [4, 6, 7, 8]
-        assert {g["evidence"] for g in done.json["gates"][5:7]} == {"not looked at: gate 4 is closed"}
+        assert {g["evidence"] for g in done.json["gates"][5:7]} == {"not checked: gate 4 is closed"}
         assert says in done.json["gates"][3]["evidence"]
         assert done.code == 1
     else:
@@ -326,7 +326,7 @@ def test_7_a_route_that_delivers(server, kind, request):
             update iu_outbound_route set dry_run = false where route_code = '{ROUTE}'""",
     )
     with unchanged(dsn):
-        closed_alone(7, apply(dsn), f"enabled and no dry run: {ROUTE}", "dry_run")
+        closed_alone(7, apply(dsn), f"enabled routes that are not dry runs: {ROUTE}", "dry_run")
 
 
 def test_7_the_check_alone(substrate):

@@ -45,7 +45,7 @@ async def _writing(dsn: str, over: asyncio.Event) -> float:
 
 
 def test_writers_go_on_while_a_large_log_is_prepared(substrate):
-    """On an outbox larger than SMALL_LOG, no full read of it holds a lock: no writer waits for a second.
+    """On an outbox larger than SMALL_OUTBOX_BYTES, no full read of it holds a lock: no writer waits for a second.
 
     The probe uses the applied files. Fails when: the files are tried in the transaction of the probe, independent of
     the size of the outbox.
@@ -54,7 +54,7 @@ def test_writers_go_on_while_a_large_log_is_prepared(substrate):
     async def both():
         async with connected(substrate.dsn) as connection:
             await connection.execute(OLD, 60_000)
-            assert await connection.fetchval("select pg_relation_size('event_outbox')") > 2 * gates.SMALL_LOG
+            assert await connection.fetchval("select pg_relation_size('event_outbox')") > 2 * gates.SMALL_OUTBOX_BYTES
         over = asyncio.Event()
         writer = asyncio.create_task(_writing(substrate.dsn, over))
         # The command is a separate process, so that its work does not delay the writer of this one.

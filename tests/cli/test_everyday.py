@@ -202,7 +202,7 @@ def test_doctor(live):
     assert done.json["pass"] is True
     assert {f["level"] for f in done.json["findings"]} == {"ok"}
     assert {f["what"] for f in done.json["findings"]} >= {
-        "server", "substrate", "package", "gates", "history", "health", "triggers", "connection", "lease",
+        "server", "base", "package", "gates", "history", "health", "triggers", "connection", "lease",
         "notification queue", "open transactions",
     }  # fmt: skip
 

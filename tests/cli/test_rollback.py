@@ -148,7 +148,7 @@ def test_verify_without_the_package(substrate):
 @on_one_server
 def test_verify_without_the_substrate(empty):
     """verify fails with the reason if IU Core is missing."""
-    refused(1, "the substrate is not here", "right database")("verify", dsn=empty.dsn)
+    refused(1, "the base is missing", "the database of IU Core")("verify", dsn=empty.dsn)
 
 
 @on_one_server

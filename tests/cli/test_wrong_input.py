@@ -107,10 +107,8 @@ def test_not_a_database_of_iu_core(empty):
     """On a database without IU Core a command exits with 2 and asks whether it is the right one."""
     for command in COMMANDS[::2]:
         if command[0] not in ("apply", "verify", "doctor") and "--here" not in command:
-            refused(2, "is not one of IU Core", "Is the connection string right?", "apply --base")(
-                *command, dsn=empty.dsn
-            )
-    refused(1, "the substrate is not here")("verify", dsn=empty.dsn)
+            refused(2, "is not one of IU Core", "Check the connection string.", "apply --base")(*command, dsn=empty.dsn)
+    refused(1, "the base is missing")("verify", dsn=empty.dsn)
     refused(1, "missing")("doctor", dsn=empty.dsn)
 
 
@@ -173,7 +171,7 @@ def test_a_standby(applied, standby):
 @on_one_server
 def test_a_worker_that_nobody_registered(applied):
     """run with an unregistered worker exits with 2 and lists the registered ones; health and doctor fail."""
-    says = ("worker nobodys is not registered", "Registered: iu_outbound_default")
+    says = ("worker nobodys is not registered", "Registered workers: iu_outbound_default")
     refused(2, *says)("run", "--worker", "nobodys", dsn=applied.dsn)
     refused(2, *says)("run", dsn=applied.dsn, env={"IU_LISTEN_WORKER": "nobodys"})
     refused(2, *says)("cursor", "reset", "--to", "now", "--worker", "nobodys", dsn=applied.dsn)

@@ -491,7 +491,7 @@ CREATE FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) RETURNS
 CREATE FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) RETURNS TABLE(pid integer, stranger boolean, words text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body aa6cdc1ebf668e43>;
+    AS <body 36249c4147aa4d0e>;
 
 CREATE FUNCTION public.fn_iu_metrics(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
     LANGUAGE sql STABLE
@@ -611,7 +611,7 @@ CREATE FUNCTION public.fn_iu_outbox_reanchor(p_since timestamp with time zone DE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET jit TO 'off'
-    AS <body 01c6b6b96b18ea50>;
+    AS <body dde013abe40222f9>;
 
 CREATE FUNCTION public.fn_iu_outbox_reanchor_plan(p_believed text[], p_arrived xid8, p_now pg_snapshot, p_since timestamp with time zone, p_low_xid xid8, p_low_seq bigint) RETURNS jsonb
     LANGUAGE sql STABLE
@@ -632,7 +632,7 @@ CREATE FUNCTION public.fn_iu_outbox_refuse(p_refusal text) RETURNS void
 CREATE FUNCTION public.fn_iu_outbox_retired() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 310bb4b2f5cbb8bc>;
+    AS <body 53b8e456ae0d94de>;
 
 CREATE FUNCTION public.fn_iu_outbox_stamp() RETURNS trigger
     LANGUAGE plpgsql
@@ -648,7 +648,7 @@ CREATE FUNCTION public.fn_iu_progress_missing(p_worker_name text) RETURNS text[]
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    AS <body 91be90680269ec9e>;
+    AS <body fbcb3a424e57dcaf>;
 
 CREATE TABLE public.iu_completeness_missing (
     worker_name text NOT NULL,
@@ -756,7 +756,7 @@ CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
-    AS <body ffdf7d54978ca2ca>;
+    AS <body 59a76aa4ec3128d5>;
 
 CREATE FUNCTION public.fn_iu_retention_run_attempts(p_limit integer, p_cutoff timestamp with time zone, p_after jsonb, OUT gone bigint, OUT looked bigint, OUT after jsonb) RETURNS record
     LANGUAGE plpgsql
@@ -1033,7 +1033,7 @@ CREATE FUNCTION public.fn_iu_trace_tick(p_name text) RETURNS jsonb
     SET enable_bitmapscan TO 'off'
     SET enable_sort TO 'off'
     SET jit TO 'off'
-    AS <body 5d42642b1e11fcf8>;
+    AS <body b921c677e55fbc92>;
 
 CREATE TABLE public.dot_config (
     key text NOT NULL,
@@ -1339,7 +1339,7 @@ UNION ALL
     h.state,
     h.seconds,
     h.xids,
-    'vacuum cannot remove what died since; tables grow and looks get slower'::text AS effect
+    'vacuum cannot remove rows that were deleted since; tables grow and queries become slower'::text AS effect
    FROM horizon h
   ORDER BY h.kind, h.xids DESC)
 UNION ALL
@@ -1371,10 +1371,10 @@ UNION ALL
     NULL::bigint AS xids,
     (((((
         CASE
-            WHEN ((o.key = 726003) AND o.stranger) THEN (('role '::text || (o.usename)::text) || ' may not do this work: consumers go on without the lock'::text)
+            WHEN ((o.key = 726003) AND o.stranger) THEN (('role '::text || (o.usename)::text) || ' has no right to do this work: consumers continue without the lock'::text)
             WHEN (o.key = 726003) THEN 'no consumer of that worker can work'::text
-            ELSE 'a consumer cannot sleep by the bell, or writers notify nobody'::text
-        END || ': a session that is not an iu-listen holds advisory lock ('::text) || o.key) || ', '::text) || o.slot) || ')'::text) AS effect
+            ELSE 'a consumer cannot be armed, or producers send no notification'::text
+        END || ': a session of another program holds advisory lock ('::text) || o.key) || ', '::text) || o.slot) || ')'::text) AS effect
    FROM ours o
   WHERE ((o.application_name !~~ 'iu-listen %'::text) OR ((o.key = 726003) AND o.stranger))
 UNION ALL
@@ -1392,8 +1392,8 @@ UNION ALL
     NULL::double precision AS seconds,
     NULL::bigint AS xids,
         CASE
-            WHEN (t.name ~~ '%bell'::text) THEN 'nobody is woken: events wait for the timer'::text
-            ELSE 'events may enter the log unstamped, and be lost'::text
+            WHEN (t.name ~~ '%bell'::text) THEN 'no consumer is woken: events wait for the catch-up poll'::text
+            ELSE 'events may be inserted without a stamp, and be lost'::text
         END AS effect
    FROM (( VALUES ('event_outbox'::text,'zz_event_outbox_stamp'::text), ('event_outbox'::text,'zz_event_outbox_restamp'::text), ('event_outbox'::text,'zz_event_outbox_bell'::text), ('dot_config'::text,'zz_dot_config_bell'::text)) t(tab, name)
      LEFT JOIN pg_trigger g ON (((g.tgrelid = (to_regclass(('public.'::text || t.tab)))::oid) AND (g.tgname = t.name))))

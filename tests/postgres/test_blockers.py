@@ -146,7 +146,7 @@ async def test_a_trigger_that_does_not_fire_is_reported(live, change, state):
         await looker.execute(change)
         (found,) = await blockers(looker)
         assert (found["what"], found["who"], found["state"]) == ("trigger", "event_outbox.zz_event_outbox_bell", state)
-        assert "timer" in found["effect"]
+        assert "catch-up poll" in found["effect"]
 
 
 async def test_the_consumer_reports_blockers_by_name(live):

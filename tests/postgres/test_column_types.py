@@ -110,12 +110,12 @@ async def test_apply_and_doctor_refuse_an_unsupported_column_type(substrate, col
     async with connected(substrate.dsn) as connection:
         await connection.execute(f"alter table {table} alter {name} drop default, alter {name} type {ODD[column]}")
     async with session(substrate.dsn, name="test") as asking:
-        odd = await migrate.substrate_odd(asking)
+        odd = await migrate.unsupported_base_types(asking)
         assert len(odd) == 1
         assert odd[0].startswith(f"{column} has type ")
         found = {f.what: f for f in await examine(asking, WORKER)}
-    assert found["substrate"].level == "fail"
-    assert column in found["substrate"].found
+    assert found["base"].level == "fail"
+    assert column in found["base"].found
     done = await asyncio.to_thread(run, "apply", "--no-backup", "test", dsn=substrate.dsn)
     assert done.code == 1
     assert column in done.out

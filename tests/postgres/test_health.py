@@ -320,7 +320,7 @@ async def test_a_stalled_completeness_check_is_not_healthy(live):
         assert (await health(worker))["healthy"]
         await worker.execute("update iu_completeness_pass set paged_at = now() - interval '11 minutes'")
         answer = await health(worker)
-        assert answer["reasons"] == ["the audit of completeness has begun, and has looked at nothing for 660 s"]
+        assert answer["reasons"] == ["the completeness check has checked no event for 660 s"]
         await worker.fetchval("select fn_iu_completeness_page($1, 1, null)", WORKER)
         assert (await health(worker))["healthy"]
 

@@ -99,7 +99,7 @@ async def test_an_old_snapshot_does_not_fail_the_apply(substrate, monkeypatch):
     Fails when: CREATE INDEX CONCURRENTLY runs under the short lock_timeout.
     """
     monkeypatch.setattr(migrate, "LOCK_TIMEOUT_MS", 100)
-    monkeypatch.setattr(migrate, "TRIES", 1)
+    monkeypatch.setattr(migrate, "LOCK_TRIES", 1)
     waits = """select count(*) from pg_stat_activity
                 where datname = current_database() and query like '%index concurrently%' and wait_event_type = 'Lock'"""
     async with connected(substrate.dsn) as reader, connected(substrate.dsn) as admin:

@@ -48,7 +48,7 @@ async def test_an_old_and_read_month_is_removed_as_a_whole(partitioned, drop, de
             async with session(partitioned.dsn, name="test") as s:
                 await s.execute("set search_path = public")
                 await open_gate(partitioned.dsn, "false")
-                await migrate.roll_back_files(s, (await migrate.package_state(s)).begun, lambda _: None)
+                await migrate.roll_back_files(s, (await migrate.package_state(s)).to_roll_back, lambda _: None)
 
 
 async def test_a_month_with_an_unread_event_is_kept(partitioned):

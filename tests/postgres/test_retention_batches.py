@@ -89,8 +89,8 @@ async def test_two_simultaneous_runs_remove_each_row_once(live):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("rubbish", 10, "1 day"), "there is no retention of rubbish"),
-        ((None, 10, "1 day"), "there is no retention of null"),
+        (("rubbish", 10, "1 day"), "there is no retention policy rubbish"),
+        ((None, 10, "1 day"), "there is no retention policy null"),
         (("events", 0, "1 day"), "batch limit must be 1 or more, not 0"),
         (("events", None, "1 day"), "batch limit must be 1 or more, not null"),
         (("events", 10, "-1 day"), "must be kept for some time, not for -1 day"),

@@ -61,7 +61,7 @@ async def test_the_retention_migration_is_verified_and_rolled_back(applied):
         assert checks["W22"] is checks["W23"] is True
         await c.execute("update iu_retention_policy set enabled = true where what = 'attempts'")
         names = ("worker/016_retention_policy", "functions/retention")
-        files = [m for m in (await migrate.package_state(c)).begun if m.name in names]
+        files = [m for m in (await migrate.package_state(c)).to_roll_back if m.name in names]
         assert len(files) == len(names)
         with pytest.raises(Exception, match="a retention policy is enabled"):
             await migrate.roll_back_files(c, files, lambda _: None)

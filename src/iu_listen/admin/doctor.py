@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from iu_listen.admin import dead_letters, gates
 from iu_listen.admin.health import blocker_phrase, worker_health
-from iu_listen.install.migrate import package_state, substrate_missing, substrate_odd
+from iu_listen.install.migrate import missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.verify import verify
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.text import duration, humane, number
@@ -66,18 +66,18 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
         yield Finding("fail", "server", f"{name}: {closed[0]['problem']}", closed[0]["hint"])
     else:
         yield Finding("ok", "server", f"{name}: writable primary")
-    if missing := await substrate_missing(connection):
+    if missing := await missing_base_objects(connection):
         yield Finding(
             "fail",
-            "substrate",
+            "base",
             f"{len(missing)} objects are missing, for example {missing[0]}",
             "Check that this is the database of IU Core. In an empty database use: iu-listen apply --base",
         )
         return
-    if odd := await substrate_odd(connection):
-        yield Finding("fail", "substrate", "; ".join(odd[:3]), "Restore the type of the column.")
+    if odd := await unsupported_base_types(connection):
+        yield Finding("fail", "base", "; ".join(odd[:3]), "Restore the type of the column.")
     else:
-        yield Finding("ok", "substrate", "all tables and columns are as expected")
+        yield Finding("ok", "base", "all tables and columns are as expected")
     package = await package_state(connection)
     if drift := package.drift():
         yield Finding("fail", "package", "; ".join(drift[:3]), "See docs/how-to/repair.md.")

@@ -10,7 +10,7 @@ from typing import Any, Final
 import anyio
 import asyncpg
 
-from iu_listen.install.migrate import patiently
+from iu_listen.install.migrate import retry_on_lock_timeout
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import queries
 from iu_listen.postgres.queries import Row
@@ -223,7 +223,7 @@ class PartitionMaintainer:
     ) -> bool:
         """Do the work, and return whether a lock was available in one of the tries; if not, note the lock holders."""
         try:
-            await patiently(self._connection, work, timeout_ms, tries)
+            await retry_on_lock_timeout(self._connection, work, timeout_ms, tries)
         except Refused as refused:
             if "55P03" not in refused.message:
                 raise

@@ -35,7 +35,7 @@ def attempts(
 
     async def run() -> int:
         async with connected(options) as (_, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             one = await complete_id(connection, "event", event) if event else None
             found = await queries.rows(connection, "list_attempts", one, route, status, limit + 1)
         more, found = len(found) > limit, found[:limit]

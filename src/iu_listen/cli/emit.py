@@ -51,7 +51,7 @@ def emit(
 
     async def run() -> int:
         async with connected(options) as (_, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             await requirements.require_primary(connection)
             ids = await events.emit(connection, type, address, subject, actor, payload, count)
         if options and options.json:

@@ -28,7 +28,7 @@ def gate_show(*, options: ConnectionOptions | None = None) -> int:
 
     async def run() -> int:
         async with connected(options) as (_, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             _print_answer(await gates.all_gates(connection), options)
         return 0
 
@@ -50,7 +50,7 @@ def gate_close(name: GateName, /, *, options: ConnectionOptions | None = None) -
 def _set_gate(name: GateName, options: ConnectionOptions | None, *, opened: bool) -> int:
     async def run() -> int:
         async with connected(options) as (_, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             await requirements.require_primary(connection)
             await gates.set_gate(connection, name, opened=opened)
             _print_answer(await gates.all_gates(connection), options)

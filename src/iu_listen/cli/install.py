@@ -17,9 +17,9 @@ from iu_listen.cli.parameters import Plan, Yes, in_range
 from iu_listen.cli.progress import step_progress
 from iu_listen.install import requirements
 from iu_listen.install.apply import ApplyReport, apply_durably
-from iu_listen.install.migrate import only_migrator, package_state, roll_back_files
-from iu_listen.install.preflight import ApplyOptions, PreflightCheck, PreflightResult, inspect
-from iu_listen.install.probe import SCENARIOS, ProbeResult, Proof, run_probe
+from iu_listen.install.migrate import exclusive_migration, package_state, roll_back_files
+from iu_listen.install.preflight import ApplyOptions, PreflightCheck, PreflightResult, run_preflight_checks
+from iu_listen.install.probe import SCENARIOS, ProbeReport, ProbeResult, run_probe
 from iu_listen.install.verify import Check, verify
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres.session import Connection
@@ -51,7 +51,7 @@ def probe(*, lock_timeout: LockTimeout = 2.0, options: ConnectionOptions | None 
 
     async def run() -> int:
         async with connected(options) as (context, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             await requirements.require_primary(connection)
             with step_progress("probe", len(SCENARIOS)) as step:
                 proof = await run_probe(
@@ -66,7 +66,7 @@ def probe(*, lock_timeout: LockTimeout = 2.0, options: ConnectionOptions | None 
     return anyio.run(run)
 
 
-def print_proof(proof: Proof) -> None:
+def print_proof(proof: ProbeReport) -> None:
     """Print the table of scenarios with expected and observed figures, and the footprint."""
 
     def rows(findings: list[ProbeResult]) -> Iterator[tuple[Any, ...]]:
@@ -136,7 +136,7 @@ async def applied(
 ) -> dict[str, Any]:
     """Run the whole command apply on an open session, and return the answer; with ``quiet`` nothing is printed."""
     answer: dict[str, Any] = {"plan": apply_options.plan, "applied": []}
-    async with only_migrator(connection):
+    async with exclusive_migration(connection):
         preflight = await _run_preflight(connection, context, apply_options, quiet=quiet)
         answer["gates"] = [
             {"number": g.number, "name": g.name, "pass": g.passed, "evidence": g.evidence, "hint": g.hint}
@@ -174,7 +174,7 @@ async def _run_preflight(
         if gate.hint:
             output.line(f"      → {gate.hint}")
 
-    return await inspect(connection, apply_options, context.session, found)
+    return await run_preflight_checks(connection, apply_options, context.session, found)
 
 
 def _print_plan(preflight: PreflightResult, apply_options: ApplyOptions) -> None:
@@ -285,10 +285,10 @@ def rollback(
 
     async def run() -> int:
         async with connected(options) as (_, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             await requirements.require_primary(connection)
             package = await package_state(connection)
-            applied = list(reversed(package.begun))
+            applied = list(reversed(package.to_roll_back))
             if not applied:
                 raise ConfigurationError("no file of the package is applied", "iu-listen apply --plan shows the state.")
             if plan or not yes:
@@ -300,7 +300,7 @@ def rollback(
                 if not plan:
                     raise not_confirmed()
                 return 0
-            async with only_migrator(connection):
+            async with exclusive_migration(connection):
                 with step_progress("rollback", len(applied)) as step:
                     await roll_back_files(connection, applied, step)
         if options and options.json:

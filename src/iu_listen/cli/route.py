@@ -73,7 +73,7 @@ def route_disable(code: str, /, *, options: ConnectionOptions | None = None) -> 
 def _print_routes(code: str | None, options: ConnectionOptions | None) -> int:
     async def run() -> int:
         async with connected(options) as (_, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             found = await queries.rows(connection, "list_routes", code)
             if code and not found:
                 raise await routes.no_such_route(connection, code)
@@ -96,7 +96,7 @@ def _print_routes(code: str | None, options: ConnectionOptions | None) -> int:
 def _set_route(code: str, options: ConnectionOptions | None, *, enabled: bool) -> int:
     async def run() -> None:
         async with connected(options) as (_, connection):
-            await requirements.require_substrate(connection)
+            await requirements.require_base(connection)
             await requirements.require_primary(connection)
             if not await queries.rows(connection, "set_route", code, enabled):
                 raise await routes.no_such_route(connection, code)

@@ -16,7 +16,7 @@ from iu_listen.cli.exit_timer import EXIT_INTERNAL_ERROR, ExitTimer
 from iu_listen.cli.install import apply_on
 from iu_listen.flow.ports import Observer
 from iu_listen.install import requirements
-from iu_listen.install.migrate import package_state, substrate_missing
+from iu_listen.install.migrate import missing_base_objects, package_state
 from iu_listen.install.preflight import ApplyOptions
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import queries
@@ -151,7 +151,7 @@ def up(*, log_format: LogFormat = None) -> int:
 async def _prepare(context: CommandContext) -> None:
     """Create the base, apply the package after its preflight checks, and open the worker gate, as far as needed."""
     async with context.session() as connection:
-        fresh = bool(await substrate_missing(connection)) or not (await package_state(connection)).complete
+        fresh = bool(await missing_base_objects(connection)) or not (await package_state(connection)).complete
         if fresh:
             apply_options = ApplyOptions(
                 dsn=context.settings.dsn, no_backup="embedded database, new", programs=context.programs, base=True

@@ -13,7 +13,7 @@ from iu_listen.install.migrate import (
     Package,
     added,
     apply_files,
-    for_want_of_a_lock,
+    is_lock_timeout,
     package_state,
     roll_back_files,
 )
@@ -102,7 +102,7 @@ async def apply_durably(
     except Refused as error:
         # If only a lock was missing, or the probe could not run, the applied files stay: numbering and indexing a
         # large outbox again would take long.
-        keep = preflight.probe_last and (isinstance(error, ProbeNotRun) or for_want_of_a_lock(error))
+        keep = preflight.probe_last and (isinstance(error, ProbeNotRun) or is_lock_timeout(error))
         state = await _applied_state(connection) if keep else await _roll_back_run(connection, before)
         raise Refused(error.message, f"{state} {error.hint}".strip(), error.sqlstate) from error
     after = await package_state(connection)

@@ -69,7 +69,7 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
         # Readable for the owner only: the dump contains the data of the database.
         file.touch(mode=0o600)
     except OSError as error:
-        raise Refused(f"cannot write into {directory}: {error.strerror}", "Name another --backup-dir.") from error
+        raise Refused(f"cannot write into {directory}: {error.strerror}", "Give another --backup-dir.") from error
     try:
         _run([programs / "pg_dump", "-Fc", "-f", file, "-d", plain], environ)
         listing = _run([programs / "pg_restore", "-l", file], environ)
@@ -83,6 +83,9 @@ def take_backup(dsn: str | None, database: str, programs: Path, directory: Path)
 def _run(command: list[str | Path], environ: dict[str, str]) -> str:
     done = subprocess.run(command, env=environ, capture_output=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode:
-        why = mask(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
-        raise Refused(f"{Path(command[0]).name} failed: {why}", "Is there room, and may this role read everything?")
+        reason = mask(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}")
+        raise Refused(
+            f"{Path(command[0]).name} failed: {reason}",
+            "Check that the disk has room and that this role may read all tables.",
+        )
     return done.stdout

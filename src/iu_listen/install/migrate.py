@@ -28,14 +28,14 @@ from iu_listen.model.routing import DEFAULT_WORKER
 from iu_listen.postgres.session import Connection, translate_driver_errors
 from iu_listen.postgres.sqlfiles import Migration, base_files, in_order, package_files, query
 
-#: Advisory lock that allows one migration at a time.
-MIGRATOR_KEY: Final = (726004, 1)
-#: Longest wait of a file for a lock, in milliseconds, and the number of tries. Producers wait behind it meanwhile.
+#: Advisory lock that excludes a second migration.
+MIGRATION_LOCK_KEY: Final = (726004, 1)
+#: Longest wait of a file for a lock, in milliseconds, and the number of tries. Meanwhile producers wait behind it.
 LOCK_TIMEOUT_MS: Final = 500
-TRIES: Final = 40
+LOCK_TRIES: Final = 40
 #: Longest wait of a "transaction: none" file for a lock, in milliseconds. CONCURRENTLY waits for every older snapshot,
 #: and no other session waits behind it meanwhile.
-ALONE_TIMEOUT_MS: Final = 600_000
+CONCURRENT_LOCK_TIMEOUT_MS: Final = 600_000
 #: The files whose objects are counted separately, as the seed does: 2 tables, 5 functions, 3 views, 1 key, 1 row.
 SEED_FILES: Final = (
     "worker/008_route_worker_substrate",
@@ -90,8 +90,8 @@ class Package:
         return tuple(m for m in package_files() if m.repeatable and self.recorded.get(m.name, m.checksum) != m.checksum)
 
     @property
-    def begun(self) -> tuple[Migration, ...]:
-        """The files that are recorded or of which an object exists, in order. A rollback takes these files back."""
+    def to_roll_back(self) -> tuple[Migration, ...]:
+        """The files that a rollback takes back, in order: those that are recorded, or of which an object exists."""
         files = {o.file for o in self.present} | set(self.recorded)
         return tuple(m for m in package_files() if m.name in files)
 
@@ -149,16 +149,16 @@ async def package_state(connection: Connection) -> Package:
     return Package(tuple(objects), recorded)
 
 
-async def substrate_missing(connection: Connection) -> list[str]:
+async def missing_base_objects(connection: Connection) -> list[str]:
     """The objects of IU Core that the package needs and that are missing; empty: the package can be applied."""
     with translate_driver_errors():
-        return [f"{row['kind']} {row['name']}" for row in await connection.fetch(query("substrate_missing"))]
+        return [f"{row['kind']} {row['name']}" for row in await connection.fetch(query("missing_base_objects"))]
 
 
-async def substrate_odd(connection: Connection) -> list[str]:
+async def unsupported_base_types(connection: Connection) -> list[str]:
     """The columns of IU Core whose type the package does not support, as texts with the required type."""
     with translate_driver_errors():
-        rows = await connection.fetch(query("substrate_types"))
+        rows = await connection.fetch(query("unsupported_base_types"))
     return [f"{row['name']} has type {row['type']}, and must have {row['wanted']}" for row in rows]
 
 
@@ -176,7 +176,7 @@ def in_one_transaction(migration: Migration) -> str:
     return _CONCURRENTLY.sub("", text) if migration.header("transaction") == "none" else text
 
 
-def spread(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
+def statements_by_partition(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
     """The statements to execute for one statement about an index of event_outbox.
 
     PostgreSQL cannot create or drop a partitioned index concurrently. So the index is created on each partition first,
@@ -201,7 +201,7 @@ def spread(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
 
 
 @asynccontextmanager
-async def only_migrator(connection: Connection) -> AsyncIterator[None]:
+async def exclusive_migration(connection: Connection) -> AsyncIterator[None]:
     """Exclude any other migration of this database.
 
     Raises:
@@ -210,15 +210,16 @@ async def only_migrator(connection: Connection) -> AsyncIterator[None]:
     # A session lock would remain in a session of the pooler, so behind a pooler the lock is only tested. Two migrations
     # at the same time then wait for each other's table locks, and the second one fails because the objects exist.
     free = "select pg_try_advisory_xact_lock($1, $2)" if connection.pooled else "select pg_try_advisory_lock($1, $2)"
-    if not await connection.fetchval(free, *MIGRATOR_KEY):
+    if not await connection.fetchval(free, *MIGRATION_LOCK_KEY):
         raise Refused(
-            "another iu-listen is migrating this database", "Wait for it to end, then look again with --plan."
+            "another iu-listen is migrating this database",
+            "Wait until it has ended, then check the result with iu-listen apply --plan.",
         )
     try:
         yield
     finally:
         if not connection.pooled and not connection.is_closed():
-            await connection.execute("select pg_advisory_unlock($1, $2)", *MIGRATOR_KEY)
+            await connection.execute("select pg_advisory_unlock($1, $2)", *MIGRATION_LOCK_KEY)
 
 
 async def apply_files(
@@ -247,10 +248,12 @@ async def apply_files(
     for group in groups:
         if group[0].header("transaction") == "none":
             alone = partial(_apply_alone, connection, group[0], evidence, report, progress)
-            await patiently(connection, alone, ALONE_TIMEOUT_MS)
+            await retry_on_lock_timeout(connection, alone, CONCURRENT_LOCK_TIMEOUT_MS)
         else:
             check = before_commit if group is groups[-1] else None
-            await patiently(connection, partial(_apply_together, connection, group, evidence, report, check))
+            await retry_on_lock_timeout(
+                connection, partial(_apply_together, connection, group, evidence, report, check)
+            )
 
 
 async def roll_back_files(connection: Connection, applied: Iterable[Migration], report: Report) -> None:
@@ -264,11 +267,11 @@ async def roll_back_files(connection: Connection, applied: Iterable[Migration], 
                 if await connection.fetchval(query("ledger_exists")):
                     await connection.execute(query("forget_migration"), migration.name)
 
-    await patiently(connection, down)
+    await retry_on_lock_timeout(connection, down)
 
 
-async def patiently(
-    connection: Connection, work: Callable[[], Any], timeout_ms: int = LOCK_TIMEOUT_MS, tries: int = TRIES
+async def retry_on_lock_timeout(
+    connection: Connection, work: Callable[[], Any], timeout_ms: int = LOCK_TIMEOUT_MS, tries: int = LOCK_TRIES
 ) -> None:
     """Do the work with a short lock_timeout, and repeat it: while it waits for a lock, later sessions wait behind it.
 
@@ -287,8 +290,8 @@ async def patiently(
                 await anyio.sleep(0.2)
 
 
-def for_want_of_a_lock(error: Refused) -> bool:
-    """Whether patiently() gave up because another session held a lock."""
+def is_lock_timeout(error: Refused) -> bool:
+    """Whether retry_on_lock_timeout() has failed because another session held a lock."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 
@@ -319,12 +322,12 @@ async def _apply_alone(
                 rows += changed
                 progress(migration.name, repeat[1], rows)
             continue
-        for one in spread(statement, leaves):
+        for one in statements_by_partition(statement, leaves):
             # A statement on the whole partitioned table blocks other sessions, so it waits for its lock only briefly;
             # a concurrent statement blocks no session and may wait long.
             if leaves and not _CONCURRENTLY.search(one):
-                await patiently(connection, partial(connection.execute, one))
-                await connection.limit_locks(ALONE_TIMEOUT_MS)
+                await retry_on_lock_timeout(connection, partial(connection.execute, one))
+                await connection.limit_locks(CONCURRENT_LOCK_TIMEOUT_MS)
             else:
                 await connection.execute(one)
     await _record(connection, migration, began, evidence)

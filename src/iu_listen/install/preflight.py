@@ -14,14 +14,14 @@ from typing import Any, Final
 import anyio.to_thread
 
 from iu_listen.install.backup import client_programs, take_backup
-from iu_listen.install.migrate import Package, apply_base, package_state, substrate_missing, substrate_odd
-from iu_listen.install.probe import Proof, run_probe
+from iu_listen.install.migrate import Package, apply_base, missing_base_objects, package_state, unsupported_base_types
+from iu_listen.install.probe import ProbeReport, run_probe
 from iu_listen.model.errors import IuListenError, SessionLost
 from iu_listen.postgres.session import Connection, translate_driver_errors
 from iu_listen.postgres.sqlfiles import all_files, package_files, query
 
 #: Largest outbox, in bytes, that is numbered and indexed inside the transaction of the probe. Producers wait meanwhile.
-SMALL_LOG: Final = 4 << 20
+SMALL_OUTBOX_BYTES: Final = 4 << 20
 #: Major versions of PostgreSQL that are supported.
 SUPPORTED: Final = range(15, 19)
 
@@ -34,7 +34,7 @@ class ApplyOptions:
         dsn: Connection string, for pg_dump.
         expect_database: Required name of the database; None: any name.
         backup_dir: Directory for the backup; None: no backup is taken.
-        no_backup: Reason for going without a backup, which is recorded; empty: a backup is required.
+        no_backup: Reason why no backup is taken, which is recorded; empty: a backup is required.
         plan: Change nothing, and take no backup.
         base: Create the base if it is absent and the checks before have passed.
         programs: Directories in which pg_dump is searched, besides PATH.
@@ -70,7 +70,7 @@ class PreflightResult:
         found: The results.
         target: The row of the query ``target``: database, user, server version and further facts.
         package: The state of the package; None: not known yet.
-        proof: The result of the probe; None: it did not run.
+        report: The result of the probe; None: it did not run.
         base: ``created`` or ``would be created``; empty: the base was there, or is missing.
         probe_last: Whether the outbox is too large to be indexed in the transaction of the probe, so that the probe
             runs after the files are applied.
@@ -79,7 +79,7 @@ class PreflightResult:
     found: list[PreflightCheck] = field(default_factory=list)
     target: Mapping[str, Any] = field(default_factory=dict)
     package: Package | None = None
-    proof: Proof | None = None
+    report: ProbeReport | None = None
     base: str = ""
     probe_last: bool = False
 
@@ -100,20 +100,20 @@ class PreflightResult:
 
 CheckAnswer = tuple[bool, str, str]
 _POLICIES_HINT: Final = (
-    "Give the role BYPASSRLS, or switch row level security off on these tables; the consumer's role needs the same."
+    "Give the role BYPASSRLS, or disable row level security on these tables; the role of the consumer needs the same."
 )
-_NO_TARGET: Final = (False, "not looked at: the target is not known", "")
-_NOT_LOOKED: Final = (False, "not looked at: gate 4 is closed", "")
+_NO_TARGET: Final = (False, "not checked: gate 1 has not identified the target", "")
+_NOT_CHECKED: Final = (False, "not checked: gate 4 is closed", "")
 
 
 class _Inspector:
     """One method for each check; each returns (passed, evidence, hint)."""
 
     def __init__(
-        self, connection: Connection, terms: ApplyOptions, fresh: Callable[[], Any], gates: PreflightResult
+        self, connection: Connection, options: ApplyOptions, fresh: Callable[[], Any], gates: PreflightResult
     ) -> None:
         self._connection = connection
-        self._terms = terms
+        self._options = options
         self._fresh = fresh
         self._gates = gates
 
@@ -124,7 +124,7 @@ class _Inspector:
             f"database {row['database']}, PostgreSQL {row['server_version']}, "
             f"system identifier {row['system_identifier']}"
         )
-        expected = self._terms.expect_database
+        expected = self._options.expect_database
         if expected and expected != row["database"]:
             return (
                 False,
@@ -134,7 +134,7 @@ class _Inspector:
         if row["version_num"] // 10000 not in SUPPORTED:
             return False, evidence, f"PostgreSQL {SUPPORTED[0]} to {SUPPORTED[-1]} are supported."
         if row["encoding"] == "SQL_ASCII":
-            hint = "It keeps bytes that no client can decode as text. Use a database in UTF8, or in any other encoding."
+            hint = "It stores bytes that no client can decode as text. Use a database with another encoding, as UTF8."
             return False, f"{evidence}; encoding SQL_ASCII", hint
         return True, evidence, ""
 
@@ -149,48 +149,56 @@ class _Inspector:
         return True, f"writable primary, as {row['user']}", ""
 
     async def backup(self) -> CheckAnswer:
-        terms, row = self._terms, self._gates.target
+        options, row = self._options, self._gates.target
         if not row:
             return _NO_TARGET
-        if terms.no_backup:
-            return True, f"none, because: {terms.no_backup}", ""
-        if terms.backup_dir is None:
-            hint = 'Give --backup-dir DIR to take one now, or --no-backup "why there need be none".'
+        if options.no_backup:
+            return True, f"none, because: {options.no_backup}", ""
+        if options.backup_dir is None:
+            hint = 'Give --backup-dir DIR to take a backup now, or --no-backup "the reason why none is needed".'
             return False, "no backup", hint
         major = row["version_num"] // 10000
-        programs = client_programs(major, terms.programs)
+        programs = client_programs(major, options.programs)
         if programs is None:
-            return False, f"there is no pg_dump {major} or newer here", "Install postgresql-client, or use --no-backup."
-        if terms.plan:
-            where = next(p for p in (terms.backup_dir, *terms.backup_dir.parents) if p.exists())
+            return (
+                False,
+                f"no pg_dump of version {major} or newer was found",
+                "Install postgresql-client, or use --no-backup.",
+            )
+        if options.plan:
+            where = next(p for p in (options.backup_dir, *options.backup_dir.parents) if p.exists())
             writable = where.is_dir() and os.access(where, os.W_OK)
-            return writable, f"would be taken with {programs}/pg_dump into {terms.backup_dir}", "Not writable."
+            return (
+                writable,
+                f"would be taken with {programs}/pg_dump into {options.backup_dir}",
+                f"{where} is not writable.",
+            )
         if not all(gate.passed for gate in self._gates.found):
             return False, "not taken: a gate before this one is closed", ""
-        taken = await anyio.to_thread.run_sync(take_backup, terms.dsn, row["database"], programs, terms.backup_dir)
+        taken = await anyio.to_thread.run_sync(take_backup, options.dsn, row["database"], programs, options.backup_dir)
         return True, f"{taken['file']}, {taken['bytes']} bytes, {taken['entries']} entries by pg_restore -l", ""
 
     async def drift(self) -> CheckAnswer:
-        if self._terms.base and (refusal := await self._create_base()):
+        if self._options.base and (refusal := await self._create_base()):
             return refusal
-        if missing := await substrate_missing(self._connection):
+        if missing := await missing_base_objects(self._connection):
             return (
                 False,
-                f"the substrate is not here: {', '.join(missing[:3])} missing",
-                "Is this the database of IU Core? On an empty one, use --base.",
+                f"the base is missing: {', '.join(missing[:3])} not found",
+                "Check that this is the database of IU Core. For an empty database, use --base.",
             )
-        if odd := await substrate_odd(self._connection):
-            return False, "; ".join(odd[:3]), "The types that IU Core has: sql/base. Others are not supported."
+        if odd := await unsupported_base_types(self._connection):
+            return False, "; ".join(odd[:3]), "Only the types of IU Core are supported; sql/base has them."
         policies = await self._connection.fetch(query("row_security"))
         if hidden := ", ".join(row["name"] for row in policies if row["active"]):
-            who = self._gates.target.get("user", "this role")
-            return False, f"row level security hides rows of {hidden} from {who}", _POLICIES_HINT
+            role = self._gates.target.get("user", "this role")
+            return False, f"row level security hides rows of {hidden} from {role}", _POLICIES_HINT
         self._gates.package = package = await package_state(self._connection)
         if found := package.drift():
             return (
                 False,
                 "; ".join(found[:3]),
-                "iu-listen rollback takes a half-applied package back; docs/how-to/repair.md has the rest.",
+                "iu-listen rollback removes a half-applied package; docs/how-to/repair.md describes all cases.",
             )
         done, of = len(package.recorded), len(package_files())
         state = (
@@ -198,16 +206,18 @@ class _Inspector:
             if not done
             else "present with the recorded checksums"
             if done == of
-            else f"begun: {done} of {of} files"
+            else f"incomplete: {done} of {of} files"
         )
         if package.changed:
             again = ", ".join(f"{m.name}: changed" for m in package.changed)
             state = f"{state.replace('present with the recorded checksums', 'present')}; would apply again {again}"
         here = "created (--base)" if self._gates.base else "in the expected shape"
-        words = f"substrate {here}; package {state}"
+        evidence = f"base {here}; package {state}"
         if policies:
-            words += f"; row level security on {', '.join(row['name'] for row in policies)}: other roles need BYPASSRLS"
-        return True, words, ""
+            evidence += (
+                f"; row level security on {', '.join(row['name'] for row in policies)}: other roles need BYPASSRLS"
+            )
+        return True, evidence, ""
 
     async def _create_base(self) -> CheckAnswer | None:
         """Create the base if it is completely absent and the checks before have passed.
@@ -215,26 +225,26 @@ class _Inspector:
         Returns:
             None if the base is there; otherwise the failed result of the check.
         """
-        missing = await substrate_missing(self._connection)
+        missing = await missing_base_objects(self._connection)
         if not missing:
             return None
         if "column event_outbox.id" not in missing:
-            what = f"the substrate is here but incomplete: {missing[0]} is missing"
-            return False, what, "--base creates it only where it is absent."
-        if self._terms.plan:
+            evidence = f"the base is incomplete: {missing[0]} is missing"
+            return False, evidence, "--base creates the base only if all of it is absent."
+        if self._options.plan:
             self._gates.base = "would be created"
-            return False, "the substrate is absent and would be created (--base)", "The gates below need it."
+            return False, "the base is absent and would be created (--base)", "The gates after this one need it."
         if not all(gate.passed for gate in self._gates.found):
-            return False, "the substrate is absent, and not created: a gate before this one is closed", ""
+            return False, "the base is absent, and was not created: a gate before this one is closed", ""
         await apply_base(self._connection)
         self._gates.base = "created"
         return None
 
     async def integrity(self) -> CheckAnswer:
         files = all_files()
-        lonely = [m.name for m in files if not m.path("down").exists()]
-        if lonely:
-            return False, f"no rollback for {', '.join(lonely)}", "Install iu-listen again."
+        unpaired = [m.name for m in files if not m.path("down").exists()]
+        if unpaired:
+            return False, f"no rollback for {', '.join(unpaired)}", "Install iu-listen again."
         return (
             True,
             f"{len(files)} files, each with its rollback; "
@@ -244,7 +254,7 @@ class _Inspector:
 
     async def disable_boundary(self) -> CheckAnswer:
         if self._gates.package is None:
-            return _NOT_LOOKED
+            return _NOT_CHECKED
         by_number = {m.number: m for m in all_files()}
         if "080" not in by_number or "060" not in by_number:
             return False, "runtime/060 or runtime/080 is missing", "Install iu-listen again."
@@ -258,27 +268,43 @@ class _Inspector:
 
     async def delivery_safety(self) -> CheckAnswer:
         if self._gates.package is None:
-            return _NOT_LOOKED
+            return _NOT_CHECKED
         unsafe = [row["route_code"] for row in await self._connection.fetch(query("unsafe_routes"))]
         if unsafe:
-            return False, f"enabled and no dry run: {', '.join(unsafe)}", "Set dry_run, or disable the route."
+            return (
+                False,
+                f"enabled routes that are not dry runs: {', '.join(unsafe)}",
+                "Set dry_run, or disable the route.",
+            )
         if not await self._connection.fetchval(query("safety_check_exists")):
-            return False, "iu_outbound_route_safe_chk is missing", "Without it a route could be switched to deliver."
-        return True, "no route is enabled without dry_run; the safety check is in place", ""
+            return (
+                False,
+                "iu_outbound_route_safe_chk is missing",
+                "Without this check, a route could be set to deliver. Create it again: sql/base/003_route.up.sql.",
+            )
+        return True, "every enabled route is a dry run; the safety check exists", ""
 
     async def probe(self) -> CheckAnswer:
         if not all(gate.passed for gate in self._gates.found):
             return False, "not run: a gate before this one is closed", ""
-        size = await self._connection.fetchval(query("log_size"))
-        if size > SMALL_LOG and self._gates.package and any(m.number == "006" for m in self._gates.package.pending):
+        size = await self._connection.fetchval(query("outbox_size"))
+        if (
+            size > SMALL_OUTBOX_BYTES
+            and self._gates.package
+            and any(m.number == "006" for m in self._gates.package.pending)
+        ):
             self._gates.probe_last = True
-            return True, f"event_outbox has {size >> 20} MiB: the probe runs after the files, and takes them back", ""
-        self._gates.proof = proof = await run_probe(
-            self._connection, self._fresh, lock_timeout=self._terms.lock_timeout
+            return (
+                True,
+                f"event_outbox has {size >> 20} MiB: the probe runs after the files, and a failure removes them",
+                "",
+            )
+        self._gates.report = report = await run_probe(
+            self._connection, self._fresh, lock_timeout=self._options.lock_timeout
         )
-        wrong = [f"{f.id}: {f.observed}" for f in [*proof.probes, *proof.footprint] if not f.passed]
+        wrong = [f"{f.id}: {f.observed}" for f in [*report.probes, *report.footprint] if not f.passed]
         if wrong:
-            return False, "; ".join(wrong), "iu-listen probe shows the whole table."
+            return False, "; ".join(wrong), "iu-listen probe shows all results."
         return True, f"SETUP and A to H as expected, footprint zero, on {self._gates.target['database']}", ""
 
 
@@ -294,9 +320,9 @@ PREFLIGHT_CHECKS: Final[tuple[tuple[str, Callable[[_Inspector], Awaitable[CheckA
 )
 
 
-async def inspect(
+async def run_preflight_checks(
     connection: Connection,
-    terms: ApplyOptions,
+    options: ApplyOptions,
     fresh: Callable[[], Any],
     found: Callable[[PreflightCheck], None] = lambda _: None,
 ) -> PreflightResult:
@@ -304,7 +330,7 @@ async def inspect(
 
     Args:
         connection: A session outside a transaction.
-        terms: The options of the operator.
+        options: The options of the operator.
         fresh: Opens another session, for the check after the probe.
         found: Called with the result of each check.
 
@@ -312,7 +338,7 @@ async def inspect(
         SessionLost: The session was lost.
     """
     gates = PreflightResult()
-    inspector = _Inspector(connection, terms, fresh, gates)
+    inspector = _Inspector(connection, options, fresh, gates)
     for number, (name, look) in enumerate(PREFLIGHT_CHECKS, start=1):
         try:
             with translate_driver_errors():

@@ -17,7 +17,7 @@ from uuid import UUID
 import anyio
 import asyncpg
 
-from iu_listen.install.migrate import Package, in_one_transaction, package_state, substrate_missing
+from iu_listen.install.migrate import Package, in_one_transaction, missing_base_objects, package_state
 from iu_listen.model.errors import Refused
 from iu_listen.model.routing import GATES
 from iu_listen.postgres.session import Connection, translate_driver_errors
@@ -44,8 +44,8 @@ class ProbeResult:
 
 
 @dataclass(slots=True)
-class Proof:
-    """The result of a probe.
+class ProbeReport:
+    """All results of a probe.
 
     Attributes:
         probes: The findings of SETUP and of A to H.
@@ -86,7 +86,7 @@ async def run_probe(
     *,
     lock_timeout: float = LOCK_TIMEOUT,
     found: Callable[[ProbeResult], None] = lambda _: None,
-) -> Proof:
+) -> ProbeReport:
     """Run the probe on the database of ``connection``.
 
     Args:
@@ -100,32 +100,32 @@ async def run_probe(
         Refused: The base is missing, the package has drift, a lock was not available or was held too long, or a gate or
             a route was changed during the probe.
     """
-    if missing := await substrate_missing(connection):
+    if missing := await missing_base_objects(connection):
         raise Refused(
-            f"the substrate is not here: {missing[0]} is missing",
-            "Apply to a database that has IU Core, or use --base.",
+            f"the base is missing: {missing[0]} does not exist",
+            "Use a database that has IU Core, or create the base with iu-listen apply --base.",
         )
     package = await package_state(connection)
     if drift := package.drift():
-        raise Refused("; ".join(drift[:3]), "Take it back with iu-listen rollback; docs/how-to/repair.md has the rest.")
-    proof = Proof(installed=package.complete)
+        raise Refused("; ".join(drift[:3]), "Remove the package with iu-listen rollback, or see docs/how-to/repair.md.")
+    report = ProbeReport(installed=package.complete)
     with translate_driver_errors():
-        walk = _Walk(connection, package, lock_timeout, proof, found)
+        probe = _ProbeRun(connection, package, lock_timeout, report, found)
         try:
             before = await _footprint(connection, [], lock_timeout)
-            await walk.run()
+            await probe.run()
         except asyncpg.LockNotAvailableError as error:
             raise Refused(
-                f"a lock could not be had within {lock_timeout:g} s: {error}",
-                "Try again when the database is quieter, or give --lock-timeout.",
+                f"a lock was not available within {lock_timeout:g} s: {error}",
+                "Try again when the database is less busy, or give a longer --lock-timeout.",
             ) from error
         except asyncpg.SerializationError as error:
-            raise Refused(f"somebody changed a gate or a route during the probe: {error}", "Try again.") from error
+            raise Refused(f"a gate or a route was changed during the probe: {error}", "Try again.") from error
         async with fresh() as other:
-            after = await _footprint(other, walk.events, lock_timeout)
+            after = await _footprint(other, probe.events, lock_timeout)
     for item, value in before.items():
-        proof.footprint.append(ProbeResult("footprint", item, value, str(after.get(item))))
-    return proof
+        report.footprint.append(ProbeResult("footprint", item, value, str(after.get(item))))
+    return report
 
 
 async def _footprint(connection: Connection, events: list[UUID], lock_timeout: float) -> dict[str, str]:
@@ -140,7 +140,7 @@ async def _limit(connection: Connection, lock_timeout: float) -> None:
     await connection.fetch(query("probe/limits"), f"{round(lock_timeout * 1000)}ms")
 
 
-class _Walk:
+class _ProbeRun:
     """The scenarios in their order. Each returns the expected and the observed figures, as texts."""
 
     def __init__(
@@ -148,13 +148,13 @@ class _Walk:
         connection: Connection,
         package: Package,
         lock_timeout: float,
-        proof: Proof,
+        report: ProbeReport,
         found: Callable[[ProbeResult], None],
     ) -> None:
         self._connection = connection
         self._pending = package.pending
         self._lock_timeout = lock_timeout
-        self._proof = proof
+        self._report = report
         self._found = found
         self._worker = f"iu_probe_{secrets.token_hex(4)}"
         self._first: list[UUID] = []
@@ -175,18 +175,18 @@ class _Walk:
             # If the package is installed, no other session waits for the probe before E. E locks the route table
             # against readers, for example a running consumer. If files are pending, the probe holds locks from the
             # start, with 005 also on the outbox.
-            quiet = [] if self._pending else [s for s in SCENARIOS if s.id < "E" or s.id == "SETUP"]
-            for scenario in quiet:
+            without_locks = [] if self._pending else [s for s in SCENARIOS if s.id < "E" or s.id == "SETUP"]
+            for scenario in without_locks:
                 await self._try(scenario)
-            with anyio.move_on_after(self._lock_timeout) as held:
+            with anyio.move_on_after(self._lock_timeout) as lock_scope:
                 for migration in self._pending:
                     await self._connection.execute(in_one_transaction(migration))
-                for scenario in SCENARIOS[len(quiet) :]:
+                for scenario in SCENARIOS[len(without_locks) :]:
                     await self._try(scenario)
-            if held.cancelled_caught:
+            if lock_scope.cancelled_caught:
                 raise Refused(
-                    f"the probe held locks for longer than {self._lock_timeout:g} s; given up for the others' sake",
-                    "Try again when the database is quieter, or give --lock-timeout.",
+                    f"the probe held locks for longer than {self._lock_timeout:g} s and was ended, so no session waits",
+                    "Try again when the database is less busy, or give a longer --lock-timeout.",
                 )
         finally:
             with anyio.CancelScope(shield=True):
@@ -203,7 +203,7 @@ class _Walk:
         except asyncpg.PostgresError as error:
             expected, observed = scenario.expected, f"error {error.sqlstate}: {error}"
         finding = ProbeResult(scenario.id, scenario.title, expected, observed)
-        self._proof.probes.append(finding)
+        self._report.probes.append(finding)
         self._found(finding)
 
     # -- scenarios -----------------------------------------------------------------------------------------------
@@ -323,46 +323,46 @@ class Scenario:
     id: str
     title: str
     expected: str
-    run: Callable[[_Walk], Awaitable[tuple[str, str]]]
+    run: Callable[[_ProbeRun], Awaitable[tuple[str, str]]]
 
 
 #: The seed's table, with its exact figures.
 SCENARIOS: Final = (
-    Scenario("SETUP", "open worker gate", "master t, worker t", _Walk.setup),
-    Scenario("A", "emit 3 synthetic iu events via fn_iu_emit_event", "event_outbox iu rows = 3", _Walk.a_emit),
+    Scenario("SETUP", "open worker gate", "master t, worker t", _ProbeRun.setup),
+    Scenario("A", "emit 3 synthetic iu events via fn_iu_emit_event", "event_outbox iu rows = 3", _ProbeRun.a_emit),
     Scenario(
         "B",
         "fn_iu_route_worker_run dry-run pass",
         "seen=3, attempts_written=3, skipped=0, dead_lettered=0; "
         "3 rows outbound/dry_run/iu.version_applied.workflow; cursor advanced",
-        _Walk.b_run,
+        _ProbeRun.b_run,
     ),
-    Scenario("C", "re-run (cursor idempotency)", "seen=0; attempts still 3", _Walk.c_again),
-    Scenario("D", "reset cursor, re-run (key idempotency)", "seen=3 but table still 3", _Walk.d_reset),
+    Scenario("C", "re-run (cursor idempotency)", "seen=0; attempts still 3", _ProbeRun.c_again),
+    Scenario("D", "reset cursor, re-run (key idempotency)", "seen=3 but table still 3", _ProbeRun.d_reset),
     Scenario(
         "E",
         "dead-letter + fail-closed delivery (dry_run=false)",
         "dead_lettered=3; 3 failed attempts; failure_code=worker_process_error; "
         "seam_failclosed=t; v_iu_route_dead_letter_open = 3",
-        _Walk.e_fail,
+        _ProbeRun.e_fail,
     ),
     Scenario(
         "F",
         "fn_iu_route_dead_letter_replay",
         "status=replayed, decision=dry_run, resolved=true, attempt_no=2; dlq resolved=1 / open=2",
-        _Walk.f_replay,
+        _ProbeRun.f_replay,
     ),
     Scenario(
         "G",
         "healthcheck + 3 observability views",
         "health.healthy=true; v_iu_route_attempt_summary = dry_run 4 / failed 3; backlog 0",
-        _Walk.g_look,
+        _ProbeRun.g_look,
     ),
     Scenario(
         "H",
         "gate fail-closed",
         "worker gate off → worker_gate_closed; master gate off → master_gate_closed",
-        _Walk.h_gates,
+        _ProbeRun.h_gates,
     ),
 )
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from iu_listen.install.migrate import package_state, substrate_missing
+from iu_listen.install.migrate import missing_base_objects, package_state
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres.queries import rows, value
 from iu_listen.postgres.session import Connection
 
 
-async def require_substrate(connection: Connection) -> None:
+async def require_base(connection: Connection) -> None:
     """Make sure that this is a database of IU Core.
 
     Raises:
         ConfigurationError: Tables or columns of IU Core are missing.
     """
-    if missing := await substrate_missing(connection):
+    if missing := await missing_base_objects(connection):
         database = await connection.fetchval("select current_database()")
         raise ConfigurationError(
             f"database {database} is not one of IU Core: {missing[0]} is missing",
-            "Is the connection string right? For an empty database: iu-listen apply --base",
+            "Check the connection string. For an empty database: iu-listen apply --base",
         )
 
 
@@ -29,18 +29,18 @@ async def require_package(connection: Connection) -> None:
         ConfigurationError: The base or the package is absent, the package is half applied, it has drift, or its
             functions are those of another version.
     """
-    await require_substrate(connection)
+    await require_base(connection)
     package = await package_state(connection)
     if package.complete:
         return
     if not package.present:
         raise ConfigurationError(
-            "the package is not applied to this database", "iu-listen apply --plan, then iu-listen apply"
+            "the package is not applied to this database", "Run iu-listen apply --plan, then iu-listen apply."
         )
     if drift := package.drift():
         more = f"; and {len(drift) - 3} more" if len(drift) > 3 else ""
         raise ConfigurationError(
-            "; ".join(drift[:3]) + more, "docs/how-to/repair.md, or take it back with iu-listen rollback."
+            "; ".join(drift[:3]) + more, "See docs/how-to/repair.md, or remove the package with iu-listen rollback."
         )
     if set(package.pending) <= set(package.changed):
         names = ", ".join(m.name for m in package.changed)
@@ -50,7 +50,7 @@ async def require_package(connection: Connection) -> None:
         )
     raise ConfigurationError(
         f"half applied: {package.pending[0].name} is pending",
-        "Finish with iu-listen apply, or take it back with iu-listen rollback.",
+        "Finish with iu-listen apply, or remove the package with iu-listen rollback.",
     )
 
 
@@ -58,13 +58,13 @@ async def require_worker(connection: Connection, worker: str) -> None:
     """Make sure that a worker of this name is registered.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: No worker of this name is registered.
     """
     # The other workers are queried only for the error message: that query counts each backlog, which would take too
     # long at each start after an absence.
     if not await value(connection, "cursor_exists", worker):
         names = ", ".join(row["worker_name"] for row in await rows(connection, "workers"))
-        raise ConfigurationError(f"worker {worker} is not registered", f"Registered: {names or 'none'}.")
+        raise ConfigurationError(f"worker {worker} is not registered", f"Registered workers: {names or 'none'}.")
 
 
 async def require_primary(connection: Connection) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 
 import asyncpg
 
-from iu_listen.install.migrate import package_state, substrate_missing
+from iu_listen.install.migrate import missing_base_objects, package_state
 from iu_listen.model.errors import Refused
 from iu_listen.postgres.session import Connection, translate_driver_errors
 from iu_listen.postgres.sqlfiles import all_files, query
@@ -43,8 +43,10 @@ async def verify(connection: Connection, *, live: bool = False) -> list[Check]:
     Raises:
         Refused: The package is absent or incomplete, or the base is missing.
     """
-    if missing := await substrate_missing(connection):
-        raise Refused(f"the substrate is not here: {missing[0]} is missing", "Is this the right database?")
+    if missing := await missing_base_objects(connection):
+        raise Refused(
+            f"the base is missing: {missing[0]} does not exist", "Check that this is the database of IU Core."
+        )
     package = await package_state(connection)
     if not package.complete:
         what = "; ".join(package.drift()) or (
@@ -52,7 +54,7 @@ async def verify(connection: Connection, *, live: bool = False) -> list[Check]:
             if package.present
             else "the package is not applied"
         )
-        raise Refused(what, "iu-listen apply --plan shows what is missing.")
+        raise Refused(what, "iu-listen apply --plan shows the missing files.")
     checks: list[Check] = []
     with translate_driver_errors():
         transaction = connection.transaction()
