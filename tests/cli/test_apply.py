@@ -119,7 +119,7 @@ def test_the_report_for_people(substrate):
     assert done.code == 0, done.err
     for number in range(1, 9):
         assert f"PASS  gate {number}  " in done.out
-    assert "added by 008 + 009 + 060      2 tables, 5 functions, 3 views, 1 key, 1 row" in done.out
+    assert "added by files 008, 009, 060  2 tables, 5 functions, 3 views, 1 key, 1 row" in done.out
     assert "worker gate  closed" in done.out
     assert "information_unit  0 → 0  unchanged" in done.out
     assert "none, because: a test database" in done.out

@@ -88,7 +88,7 @@ def test_the_closed_gate_is_named(substrate):
     assert done.code == 1
     assert "FAIL  gate 1  target identity" in done.out
     last = done.out.rstrip().splitlines()[-1]
-    assert last == "Closed: 1 target identity, 8 probe passed. Nothing was changed."
+    assert last == "Closed gates: 1 target identity, 8 probe passed. Nothing was changed."
 
 
 # -- 2 writable primary ------------------------------------------------------------------------------------------

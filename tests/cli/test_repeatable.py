@@ -66,7 +66,7 @@ def test_the_plan_names_a_changed_file(applied, tree):
 
     assert done.code == 0, done.out + done.err
     assert "would apply again functions/metrics: changed\n" in done.out
-    assert "Plan: 1 file(s) would be applied; nothing was changed." in done.out
+    assert "Plan: 1 file would be applied; nothing was changed." in done.out
     assert portrait(applied.dsn) == before
 
 
