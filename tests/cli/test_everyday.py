@@ -272,7 +272,7 @@ def test_cursor(live):
     assert "iu_outbound_default" in run("cursor", "show", dsn=dsn).out
 
     before = portrait(dsn)
-    refused(1, "all 3 events of domain iu are read again", "--yes")("cursor", "reset", "--to", "beginning", dsn=dsn)
+    refused(1, "all 3 events of domain iu will be read again", "--yes")("cursor", "reset", "--to", "beginning", dsn=dsn)
     done = run("cursor", "reset", "--to", "beginning", "--plan", "--json", dsn=dsn)
     assert done.code == 0
     assert done.json["done"] is False
@@ -290,7 +290,7 @@ def test_cursor(live):
 
     run("emit", "--count", "2", dsn=dsn)
     run("gate", "close", "worker", dsn=dsn)
-    assert "never routes its backlog (2 events)" in run("cursor", "reset", "--to", "now", "--yes", dsn=dsn).out
+    assert "will never route its backlog (2 events)" in run("cursor", "reset", "--to", "now", "--yes", dsn=dsn).out
     run("gate", "open", "worker", dsn=dsn)
     execute(dsn, ROUTE_ONCE)
     assert value(dsn, "select count(*) from iu_route_attempt") == 3

@@ -94,7 +94,7 @@ def test_status_is_shown_again_and_again(live):
     Fails when: it ends after the first output, or is not updated.
     """
     with running("status", "--watch", "0.2", dsn=live.dsn) as command:
-        command.until_it_says("iu_outbound_default  is", times=3)
+        command.until_it_says("iu_outbound_default: ", times=3)
         execute(live.dsn, "update dot_config set value = 'false' where key = 'iu_core.route_worker_enabled'")
         command.until_it_says("gate closed")
         assert command.end(2) == 130

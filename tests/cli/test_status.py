@@ -29,7 +29,7 @@ def test_status_begins_with_the_verdict(live):
     done = run("status", dsn=live.dsn)
     assert done.code == 0
     first, *rest = done.out.splitlines()
-    assert first.startswith(f"NOT HEALTHY  {WORKER}  is silent")
+    assert first.startswith(f"NOT HEALTHY  {WORKER}: silent")
     assert any("because silent for 3 d 23 h" in line for line in rest[:3]), rest
     assert any("12 345 event(s) wait" in line for line in rest[:3]), rest
     refused(1, "NOT HEALTHY")("status", "--exit-code", dsn=live.dsn)
@@ -67,7 +67,7 @@ def test_a_healthy_worker(live):
         values (gen_random_uuid(), '{WORKER}', 'shop-a', 4711, '0.1.0', 'idle', now(), now() + interval '1 s', 5, true);
         update iu_route_worker_cursor set last_run_at = now()""")  # fmt: skip
     done = run("status", "--exit-code", dsn=live.dsn)
-    assert (done.code, done.out.splitlines()[0]) == (0, f"healthy  {WORKER}  is idle")
+    assert (done.code, done.out.splitlines()[0]) == (0, f"healthy  {WORKER}: idle")
 
 
 def test_a_missing_privilege_names_the_roles(live):

@@ -106,7 +106,7 @@ async def _delivery(connection: Connection, worker: str) -> list[Finding]:  # no
     for row in await queries.rows(connection, "delivery/routes"):
         if row["paused_by"] and row["route_code"] not in switched_off:
             pause = row["paused_by"].replace("_", " ")
-            words = f"route {row['route_code']} is paused: {pause}; {number(row['pending'])} deliveries wait"
+            words = f"route {row['route_code']} is paused: {pause}; deliveries that wait: {number(row['pending'])}"
             # Retries cannot repair these problems; an operator must act.
             level: Level = "fail" if row["paused_by"] == "no_target" or row["why"] == "address_refused" else "warn"
             hint = row["hint"] or "iu-listen delivery list"

@@ -128,7 +128,7 @@ def _run(argv: list[str]) -> int:
             exit_on_error=False,
             print_error=True,
             console=output.help_out(),
-            error_console=output.err(),
+            error_console=output.usage_err(),
             result_action="return_value",
         )
     except CycloptsError as usage_error:

@@ -115,10 +115,10 @@ def cursor_reset(
                 total = await queries.value(connection, "count_events", mine["event_domain"])
                 domain = mine["event_domain"]
                 effect = (
-                    f"all {output.text(total)} events of domain {domain} are read again; decisions that were made stay"
+                    f"all {output.text(total)} events of domain {domain} will be read again; existing decisions stay"
                 )
             else:
-                effect = f"the worker {name} never routes its backlog ({output.plural(mine['backlog'], 'event')})"
+                effect = f"the worker {name} will never route its backlog ({output.plural(mine['backlog'], 'event')})"
             if plan or not yes:
                 if machine:
                     output.as_json({"worker": name, "to": to, "effect": effect, "done": False})

@@ -149,6 +149,5 @@ def _print_plan(code: str, found: queries.Row, options: ConnectionOptions | None
     )
     if plan:
         output.note(
-            f"Plan: {output.plural(found['count'], 'delivery', 'deliveries')} would become dead letters;"
-            " nothing was changed."
+            f"Plan: {output.plural(found['count'], 'delivery', 'deliveries')} would be cancelled; nothing was changed."
         )

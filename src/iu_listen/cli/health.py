@@ -93,7 +93,7 @@ async def _until_healthy(check: Callable[[], Awaitable[dict[str, Any]]], seconds
 
 def print_health(answer: dict[str, Any]) -> None:
     """Print whether a worker is healthy, with reasons and warnings."""
-    words = answer["worker_name"] + (f"  is {condition_phrase(answer)}" if "condition" in answer else "")
+    words = answer["worker_name"] + (f": {condition_phrase(answer)}" if "condition" in answer else "")
     output.line(f"{output.mark(answer['healthy'], 'healthy', 'NOT HEALTHY')}  {escape(words)}", markup=True)
     for reason in answer["reasons"]:
         output.line(f"  because {humane(reason)}")
@@ -105,4 +105,4 @@ def print_health(answer: dict[str, Any]) -> None:
 def condition_phrase(row: dict[str, Any]) -> str:
     """The condition of a worker, as a phrase."""
     words: str = row["condition"].replace("_", " ")
-    return f"{words}: {humane(row['condition_why'])}" if row["condition_why"] else words
+    return f"{words} ({humane(row['condition_why'])})" if row["condition_why"] else words

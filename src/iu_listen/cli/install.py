@@ -72,14 +72,27 @@ def print_proof(proof: ProbeReport) -> None:
     def rows(findings: list[ProbeResult]) -> Iterator[tuple[Any, ...]]:
         return ((f.id, f.scenario, f.expected, f.observed, output.mark(f.passed)) for f in findings)
 
+    def observed(finding: ProbeResult) -> str:
+        return finding.observed if finding.passed else f"{finding.observed} (expected: {finding.expected})"
+
     tested = "the installed package" if proof.installed else "the package, created for the probe"
     output.table(
-        ("probe", "scenario", "expected", "observed", "result"), rows(proof.probes), f"Probe of {tested}; rolled back"
+        ("probe", "scenario", "expected", "observed", "result"),
+        rows(proof.probes),
+        f"Probe of {tested}; rolled back",
+        narrow=(
+            ("probe", "scenario", "observed", "result"),
+            ((f.id, f.scenario, observed(f), output.mark(f.passed)) for f in proof.probes),
+        ),
     )
     output.table(
         ("item", "before", "after", "result"),
         ((f.scenario, f.expected, f.observed, output.mark(f.passed)) for f in proof.footprint),
         "Footprint, seen from a new connection",
+        narrow=(
+            ("item", "after", "result"),
+            ((f.scenario, observed(f), output.mark(f.passed)) for f in proof.footprint),
+        ),
     )
     wrong = [
         f.id if f.id != "footprint" else f"footprint: {f.scenario}"
@@ -259,6 +272,18 @@ def print_checks(checks: list[Check]) -> None:
     output.table(
         ("check", "meaning", "expected", "observed", "result"),
         ((c.id, c.label, c.expected, c.observed, output.mark(c.passed)) for c in checks),
+        narrow=(
+            ("check", "meaning", "observed", "result"),
+            (
+                (
+                    c.id,
+                    c.label,
+                    c.observed if c.passed else f"{c.observed} (expected: {c.expected})",
+                    output.mark(c.passed),
+                )
+                for c in checks
+            ),
+        ),
     )
 
 

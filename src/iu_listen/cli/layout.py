@@ -110,15 +110,12 @@ class Grid:
             yield from Text(self.title, "table.title").wrap(console, options.max_width)
         margin = MARGIN if self.columns else 0
         if self.columns:
-            yield Segment.line()
             yield from _drawn(console, self._header(console), self.widths, self.gap, margin)
             yield Segment(" " * margin + "─" * (sum(self.widths) + self.gap * (len(self.widths) - 1)))
             yield Segment.line()
         for row in self.rows:
             cells = [_lines(console, cell, width) for cell, width in zip(row, self.widths, strict=True)]
             yield from _drawn(console, cells, self.widths, self.gap, margin)
-        if self.columns:
-            yield Segment.line()
 
     def _header(self, console: Console) -> list[list[Text]]:
         """The lines of the header. The last lines of all names are in the same row."""

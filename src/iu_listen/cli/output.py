@@ -62,6 +62,11 @@ def help_out() -> Console:
     return _console(sys.stdout, soft_wrap=False)
 
 
+def usage_err() -> Console:
+    """The console of usage errors, which are wrapped between words."""
+    return _console(sys.stderr, soft_wrap=False)
+
+
 #: Names of keys in JSON answers, by the name of the column or of the function's result.
 JSON_KEYS: Final = {
     "worker_name": "worker",
@@ -74,6 +79,8 @@ JSON_KEYS: Final = {
 FOREIGN_VALUE_KEYS: Final = frozenset({"event_snapshot", "policy", "set", "options"})
 
 _answered = False
+#: Whether the last output was a table, which ends with a blank line.
+_after_blank_line = False
 
 
 def as_json(answer: Any, *, named: bool = True) -> None:
@@ -145,8 +152,13 @@ def table(
         forms.append(forms[-1].without(name))
     if narrow:
         forms.append(Form(narrow[0], [[_cell(cell) for cell in row] for row in narrow[1]]))
+    global _after_blank_line  # noqa: PLW0603 stdout is one stream
     console = out()
+    if not _after_blank_line:
+        console.print()
     console.print(fitting(console, forms, title))
+    console.print()
+    _after_blank_line = True
 
 
 def _cell(value: Any) -> Cell:
@@ -191,18 +203,26 @@ def ago(when: datetime | None) -> str:
     return "never" if when is None else f"{duration((datetime.now(UTC) - when).total_seconds())} ago"
 
 
+def _text_follows() -> None:
+    global _after_blank_line  # noqa: PLW0603 stdout is one stream
+    _after_blank_line = False
+
+
 def line(words: str, markup: bool = False) -> None:
     """Print one line of an answer."""
+    _text_follows()
     out().print(words if markup else escape(visible(words)))
 
 
 def block(words: str) -> None:
     """Print several lines of an answer unchanged."""
+    _text_follows()
     out().print(escape(visible(words, keep="\n")))
 
 
 def note(words: str) -> None:
     """Print a remark for the user on stderr, apart from the answer."""
+    _text_follows()
     shown = escape(visible(words, keep="\n"))
     err().print(f"[dim]{shown}[/]")
 
