@@ -34,6 +34,7 @@ from iu_listen.model.settings import Settings
 from iu_listen.postgres.admission import WORDS, site_of
 from iu_listen.postgres.connection import PATIENCE
 from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.lease import parse_lease
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
 
@@ -74,11 +75,7 @@ class DeliverySession:
             self._settings.worker, self._consumer, self._settings.session_timeout, self._settler.pooled,
             gone or None,
         )  # fmt: skip
-        found = json.loads(answer)
-        return Lease(
-            held=found["held"], holder=found.get("holder", ""), again=found.get("continuous", False),
-            gone=found.get("holder_gone", False), unclean=found.get("unclean", False),
-        )  # fmt: skip
+        return parse_lease(answer)
 
     async def settle(self, done: Sequence[Outcome]) -> int | None:
         """Record the outcomes of deliveries, and renew the delivery lease.

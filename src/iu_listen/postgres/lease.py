@@ -19,6 +19,15 @@ from iu_listen.postgres.sqlfiles import query
 LEASE_KEY: Final = 726003
 
 
+def parse_lease(answer: str) -> Lease:
+    """The answer of fn_iu_delivery_lease."""
+    found = json.loads(answer)
+    return Lease(
+        held=found["held"], holder=found.get("holder", ""), again=found.get("continuous", False),
+        gone=found.get("holder_gone", False), unclean=found.get("unclean", False),
+    )  # fmt: skip
+
+
 class WorkerLease:
     """The lease of one worker, held by one session until the session ends.
 
@@ -55,7 +64,7 @@ class WorkerLease:
             self._connection, settings.deadline, query("delivery/lease"),
             self._row, self._consumer, settings.session_timeout, False, self._gone,
         )  # fmt: skip
-        lease = Lease(**json.loads(answer))
+        lease = parse_lease(answer)
         self.around = lease.held
         # A holder is replaced only after it was found without a session at two attempts in a row.
         self._gone = lease.holder if lease.gone else None
