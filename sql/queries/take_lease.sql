@@ -8,7 +8,7 @@
 -- The lock is only tried and never waited for: a waiting statement holds a snapshot, which holds back vacuum.
 
 with taken as materialized (select pg_try_advisory_lock($1, hashtext($2)) as mine)
-select t.mine, coalesce(h.words, 'nobody any more') as words, coalesce(h.strangers, false) as strangers
+select t.mine, h.words, coalesce(h.strangers, false) as strangers
   from taken t
   left join lateral (
        select string_agg(x.words, '; ' order by x.stranger, x.pid) as words, bool_and(x.stranger) as strangers

@@ -14,7 +14,7 @@ with other as materialized (
      where l.worker_name = $3 and l.owner <> $4 and not l.released
 ), taken as materialized (
     select case when exists (select from other) then false else pg_try_advisory_lock($1, hashtext($2)) end as mine)
-select t.mine, coalesce((select o.words from other o) || coalesce(', beside ' || h.words, ''), h.words, 'nobody any more') as words,
+select t.mine, coalesce((select o.words from other o) || coalesce(', although a foreign role holds the lock: ' || h.words, ''), h.words) as words,
        coalesce(h.strangers, false) and not exists (select from other) as strangers
   from taken t
   left join lateral (

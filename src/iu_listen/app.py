@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import anyio
 import anyio.abc
 
-from iu_listen.flow.consumer import ConsumerLoop as Worker
+from iu_listen.flow.consumer import ConsumerLoop
 from iu_listen.flow.dispatcher import Dispatcher
 from iu_listen.flow.ports import (
     BatchRunner,
@@ -27,9 +27,9 @@ from iu_listen.flow.ports import (
     Observer,
     TraceSource,
 )
-from iu_listen.flow.trace_export import SMALL_PAGE, Export
+from iu_listen.flow.trace_export import SMALL_PAGE_ROWS, TraceExport
 from iu_listen.install import requirements
-from iu_listen.model.errors import DatabaseUnreachable, words
+from iu_listen.model.errors import DatabaseUnreachable, safe_message
 from iu_listen.model.observation import LeaseTaken, Observation, SessionFailed, StandingBy
 from iu_listen.model.settings import Settings
 from iu_listen.model.text import visible
@@ -49,7 +49,7 @@ from iu_listen.telemetry.context import activate
 from iu_listen.telemetry.logs import LogObserver, StandardLog
 
 #: Name of the trace export. There is only one.
-EXPORT: Final = "traces"
+TRACE_EXPORT_NAME: Final = "traces"
 
 
 class PostgresSessions:
@@ -65,51 +65,51 @@ class PostgresSessions:
         self.batches = batches
         self._consumer = uuid4()
         self._process = os.getpid()
-        self._former = EarlierSessions()
+        self._earlier = EarlierSessions()
 
     def worker(self) -> AbstractAsyncContextManager[BatchRunner]:
         """Open the worker session."""
-        consumer, former = self._mine
-        return worker_session(self._settings, consumer, VERSION, former)
+        consumer, earlier = self._own
+        return worker_session(self._settings, consumer, VERSION, earlier)
 
-    def listener(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
+    def listener(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
         """Open the listener session."""
-        return listener_session(self._settings, self._mine[1], ring)
+        return listener_session(self._settings, self._own[1], wake)
 
     def monitor(self) -> AbstractAsyncContextManager[BlockerSource]:
         """Open the session of the monitor."""
-        return monitor_session(self._settings, self._mine[1])
+        return monitor_session(self._settings, self._own[1])
 
     def completeness(self) -> AbstractAsyncContextManager[CompletenessChecker]:
         """Open the session of the completeness check."""
-        return completeness_session(self._settings, self._mine[1])
+        return completeness_session(self._settings, self._own[1])
 
     def metrics(self) -> AbstractAsyncContextManager[MetricsSource]:
         """Open the session that measures for metrics."""
-        return metrics_session(self._settings, self._mine[1])
+        return metrics_session(self._settings, self._own[1])
 
-    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[DeliveryStore]:
+    def deliveries(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[DeliveryStore]:
         """Open the delivery session."""
-        consumer, former = self._mine
-        return delivery_session(self._settings, former, consumer, ring)
+        consumer, earlier = self._own
+        return delivery_session(self._settings, earlier, consumer, wake)
 
     def trace_source(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace export."""
-        return trace_session(self._settings, self._mine[1], EXPORT, batches=self.batches)
+        return trace_session(self._settings, self._own[1], TRACE_EXPORT_NAME, batches=self.batches)
 
     @property
-    def _mine(self) -> tuple[UUID, EarlierSessions]:
-        """The consumer id of this process, and its former sessions. After a fork both are new.
+    def _own(self) -> tuple[UUID, EarlierSessions]:
+        """The consumer id of this process, and its earlier sessions. After a fork both are new.
 
         Two processes with the same consumer id would share the delivery lease and end each other's sessions.
         """
         if self._process != os.getpid():
-            self._process, self._consumer, self._former = os.getpid(), uuid4(), EarlierSessions()
-        return self._consumer, self._former
+            self._process, self._consumer, self._earlier = os.getpid(), uuid4(), EarlierSessions()
+        return self._consumer, self._earlier
 
 
 class Observers:
-    """A Watcher that passes observations to several observers. An observer that raises is removed.
+    """An observer that passes observations to several observers. An observer that raises is removed.
 
     Args:
         observers: The observers, in the order in which they are called.
@@ -127,11 +127,12 @@ class Observers:
                 self._observers.remove(observer)
                 # The error of the observer may be that stderr is closed.
                 with contextlib.suppress(OSError, ValueError):
-                    why = visible(words(error))
-                    sys.stderr.write(f"iu-listen: {type(observer).__name__} broke and is told no more: {why}\n")
+                    why = visible(safe_message(error))
+                    name = type(observer).__name__
+                    sys.stderr.write(f"iu-listen: the observer {name} failed, and was removed: {why}\n")
 
 
-class _Begun:
+class _StartObserver:
     """An observer that notes whether a consumer works or is a standby, and the last failure of a session."""
 
     def __init__(self) -> None:
@@ -185,9 +186,9 @@ class Consumer:
         wait: float | None = None,
         measuring: bool = False,
     ) -> None:
-        self._begun = _Begun()
+        self._start = _StartObserver()
         self._settings, self._wait = settings, wait
-        self.told = Observers([*([LogObserver(StandardLog())] if observers is None else observers), self._begun])
+        self.observers = Observers([*([LogObserver(StandardLog())] if observers is None else observers), self._start])
         self.sessions = PostgresSessions(settings)
         self._grace = settings.grace_period
         found = (
@@ -195,19 +196,21 @@ class Consumer:
             if isinstance(targets, Targets)
             else Targets(targets, os.environ, secrets=settings.secrets, allow_private=settings.allow_private)
         )
-        self._deliverer = Dispatcher(settings, self.sessions, found, self.told, activate=activate)
-        self._consumer = Worker(settings, self.sessions, self.told, measuring=measuring, courier=self._deliverer)
+        self._dispatcher = Dispatcher(settings, self.sessions, found, self.observers, activate=activate)
+        self._loop = ConsumerLoop(
+            settings, self.sessions, self.observers, measuring=measuring, dispatcher=self._dispatcher
+        )
 
     def stop(self, why: str) -> None:
         """Ask the consumer to stop after the running batch and the in-flight deliveries. Returns at once."""
-        self._deliverer.stop()
-        self._consumer.stop(why)
+        self._dispatcher.stop()
+        self._loop.stop(why)
 
     async def run(self, database: str = "") -> None:
         """Work until stop() is called. ``database`` is the name of the database in the log."""
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._deliverer.run)
-            await self._consumer.run(database)
+            tasks.start_soon(self._dispatcher.run)
+            await self._loop.run(database)
 
     async def ready(self, seconds: float = 30.0) -> None:
         """Wait until the consumer works, or is a standby while another consumer works.
@@ -228,13 +231,14 @@ class Consumer:
                         await requirements.require_worker(connection, self._settings.worker)
                     break
                 except DatabaseUnreachable as error:
-                    self._begun.failure = error.message
+                    self._start.failure = error.message
                     await anyio.sleep(min(self._settings.reconnect_max, 0.2))
-            await self._begun.event.wait()
-        if not self._begun.event.is_set():
+            await self._start.event.wait()
+        if not self._start.event.is_set():
+            why = self._start.failure or "the database did not answer"
             raise DatabaseUnreachable(
-                f"the consumer does not work after {seconds:g} s: {self._begun.failure or 'no answer'}",
-                "It goes on trying as long as the program lets it.",
+                f"the consumer does not work after {seconds:g} s: {why}",
+                "The consumer goes on trying until the program stops it.",
             )
 
     async def __aenter__(self) -> Self:
@@ -282,23 +286,23 @@ async def serve(
     """
     consumer = Consumer(settings, targets=targets or (), observers=observers, measuring=measuring)
     consumer.sessions.batches = batches
-    before = {number: signal.getsignal(number) for number in _stopping()}
+    handlers_before = {number: signal.getsignal(number) for number in _stop_signals()}
     try:
         async with anyio.create_task_group() as tasks:
             if collector is not None:
                 # By default, the thread that sends spans may delay the consumer by 5 ms at each switch.
                 sys.setswitchinterval(0.0005)
-                tasks.start_soon(Export(consumer.sessions, collector, consumer.told, SMALL_PAGE).run)
+                tasks.start_soon(TraceExport(consumer.sessions, collector, consumer.observers, SMALL_PAGE_ROWS).run)
             async with stopped_by_signals(tasks, consumer.stop, settings.grace_period):
                 await consumer.run(database)
             tasks.cancel_scope.cancel()
     finally:
         # The event loop resets the handlers to the defaults. Restore them, so that later code can be ended in order.
-        for number, handler in before.items():
+        for number, handler in handlers_before.items():
             signal.signal(number, handler)
 
 
-def _stopping() -> list[signal.Signals]:
+def _stop_signals() -> list[signal.Signals]:
     """The signals that start a graceful shutdown. SIGHUP is left out if it is ignored, as under nohup."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hangup]
@@ -316,8 +320,8 @@ async def stopped_by_signals(
         grace: Grace period, in seconds.
     """
 
-    async def obey(*, task_status: anyio.abc.TaskStatus[None]) -> None:
-        with anyio.open_signal_receiver(*_stopping()) as signals:
+    async def wait_for_signals(*, task_status: anyio.abc.TaskStatus[None]) -> None:
+        with anyio.open_signal_receiver(*_stop_signals()) as signals:
             task_status.started()
             async for received in signals:
                 stop(signal.Signals(received).name)
@@ -327,5 +331,5 @@ async def stopped_by_signals(
                     break
         tasks.cancel_scope.cancel()
 
-    await tasks.start(obey)
+    await tasks.start(wait_for_signals)
     yield

@@ -157,9 +157,9 @@ async def run_dispatcher_statements(connection: asyncpg.Connection, settings: Se
     assert lease.held
     handed = await connection.fetch("select from fn_iu_delivery_hand_over($1, '{queued}', '{10}', '{0}')", WORKER)
     assert len(handed) == 4
-    want = TakeRequest(route="queued", room=10, after=0, deadline=30)
+    want = TakeRequest(route="queued", capacity=10, position=0, deadline=30)
     supply = await deliveries.take([want], [], [])
-    await deliveries.sweep([Search(route="queued", key=0, behind=0, after=1)])
+    await deliveries.sweep([Search(route="queued", from_key=0, after_id=0, position=1)])
     results = [Result.UNAVAILABLE, Result.FAILED, Result.REJECTED, Result.SENT]
     done = [
         Outcome(taken=t, result=r, began=0, ended=0, code="x", called="it")
@@ -180,7 +180,7 @@ async def run_dispatcher_statements(connection: asyncpg.Connection, settings: Se
     )
     # Leases that are lost without being given back, with one in-flight delivery, and with several.
     for flight in (waiting[:1], waiting):
-        assert await deliveries.in_flight(flight)
+        assert await deliveries.record_in_flight(flight)
         with anyio.fail_after(5):
             while not (lease := await successor.take_lease()).held:
                 await anyio.sleep(0.01)

@@ -28,9 +28,9 @@ async def run_export_statements(connection: asyncpg.Connection, settings: Settin
     page = await source.page(place, 100)
     assert [span.name.split()[0] for span in page.spans] == ["send", "process", "dead_letter"]
     await source.accepted(page, 0)
-    again = await source.again(datetime(2000, 1, 1, tzinfo=UTC))
-    assert len(await source.beyond(again)) == 1
-    await source.alive()
+    again = await source.place_since(datetime(2000, 1, 1, tzinfo=UTC))
+    assert len(await source.spans_after(again)) == 1
+    await source.keep_alive()
     assert len((await source.page(again, 100)).spans) == 3
 
 

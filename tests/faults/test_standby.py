@@ -19,7 +19,7 @@ from faults.load import append_events, check_each_event_once, wait_for_more_even
 from faults.standby import promote, standby_of, suspended, synchronous
 from iu_listen.model.observation import BatchRan, Observation, SessionFailed, StateChanged
 from iu_listen.model.routing import State
-from iu_listen.postgres.listener import SLOTS
+from iu_listen.postgres.listener import LISTENER_SLOTS
 from iu_listen.telemetry.logs import LogObserver
 from postgres.listener_helpers import NO_CATCH_UP, count_armed_locks, count_shared_locks, wait_until_armed
 from proxy import Proxy
@@ -289,7 +289,7 @@ async def test_a_stalled_commit_without_notify_prevents_arming(primary):
                 tasks.start_soon(write_one)
 
             async def all_silent() -> bool:
-                return await count_shared_locks(admin) == 3 * len(SLOTS)
+                return await count_shared_locks(admin) == 3 * len(LISTENER_SLOTS)
 
             await wait_until(all_silent, "three commits wait, and nobody was told")
             looks = len(seen.of(BatchRan))

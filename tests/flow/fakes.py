@@ -5,6 +5,7 @@ It implements flow.ports.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from iu_listen.flow.ports import ListenUnavailable
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.monitoring import Blocker, CompletenessPage
 from iu_listen.model.observation import Observation, Stopped
-from iu_listen.model.routing import Batch, BatchFailure
+from iu_listen.model.routing import BatchAnswer, BatchFailure
 from iu_listen.model.settings import Settings
 
 
@@ -75,7 +76,7 @@ class World:
     looks: list[float] = field(default_factory=list)
     beats: list[tuple[float, str, str, bool, str]] = field(default_factory=list)
     blockers: list[Blocker] = field(default_factory=list)
-    lookout_lost: Exception | None = None
+    monitor_lost: Exception | None = None
     """The exception that opening the session of the monitor, and every call of it, raises."""
     swallowed: bool = False
     """The answers to batches are lost."""
@@ -96,33 +97,33 @@ class World:
         self.rings()
 
     @asynccontextmanager
-    async def worker(self) -> AsyncIterator[FakeOutbox]:
+    async def worker(self) -> AsyncIterator[FakeWorkerSession]:
         self.calls.append("connect")
         if self.lost:
             raise self.lost
-        yield FakeOutbox(self)
+        yield FakeWorkerSession(self)
 
     @asynccontextmanager
-    async def monitor(self) -> AsyncIterator[FakeLookout]:
-        if self.lookout_lost:
+    async def monitor(self) -> AsyncIterator[FakeMonitorSession]:
+        if self.monitor_lost:
             await anyio.sleep(0)
-            raise self.lookout_lost
-        yield FakeLookout(self)
+            raise self.monitor_lost
+        yield FakeMonitorSession(self)
 
     @asynccontextmanager
-    async def listener(self, ring: Callable[[], None]) -> AsyncIterator[FakeListener]:
+    async def listener(self, wake: Callable[[], None]) -> AsyncIterator[FakeListener]:
         self.calls.append("listen")
         if self.no_bell:
             raise ListenUnavailable(self.no_bell)
         if self.bell_lost:
             raise self.bell_lost
-        self.rings, self.bell_broke = ring, anyio.Event()
+        self.rings, self.bell_broke = wake, anyio.Event()
         self.on_listen()
         try:
             yield FakeListener(self)
         finally:
             self.armed = False
-            ring()
+            wake()
 
     @asynccontextmanager
     async def completeness(self) -> AsyncIterator[FakeCompletenessChecker]:
@@ -151,7 +152,7 @@ class FakeCompletenessChecker:
         return self._world.check_answer if self._left == 0 else CompletenessPage(status="walking", number=7)
 
 
-class FakeOutbox:
+class FakeWorkerSession:
     backend = 4711
     failure = BatchFailure(why="the batch failed")
 
@@ -171,7 +172,7 @@ class FakeOutbox:
             raise self._world.lost
         return self._world.holder
 
-    async def run_batch(self, limit: int, wants=(), give=None) -> Batch:
+    async def run_batch(self, limit: int, requests=()) -> BatchAnswer:
         world = self._world
         world.calls.append("batch")
         world.looks.append(anyio.current_time())
@@ -185,7 +186,8 @@ class FakeOutbox:
         if world.lost:
             raise world.lost
         world.events -= seen
-        return Batch(status=world.status, seen=seen, more=seen == limit, reason=world.reason)
+        answer = {"status": world.status, "seen": seen, "more": seen == limit, "reason": world.reason}
+        return BatchAnswer(json=json.dumps(answer), seconds=world.batch_seconds, began_ns=0)
 
     async def note_failure(self, limit, failure) -> None:
         self._world.calls.append("failure")
@@ -197,14 +199,14 @@ class FakeOutbox:
         self._world.beats.append((anyio.current_time(), str(state), why, listening, polling_why))
 
 
-class FakeLookout:
+class FakeMonitorSession:
     def __init__(self, world: World) -> None:
         self._world = world
 
     async def _answer(self, answer: Any) -> Any:
         await anyio.sleep(0)
-        if self._world.lookout_lost:
-            raise self._world.lookout_lost
+        if self._world.monitor_lost:
+            raise self._world.monitor_lost
         return answer
 
     async def blockers(self) -> list[Blocker]:

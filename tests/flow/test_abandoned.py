@@ -34,7 +34,7 @@ def anyio_backend(request):
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     """Calls are abandoned 50 ms after their cancellation."""
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "ABANDON_AFTER", 0.05)
 
 
 class Odd:
@@ -93,12 +93,12 @@ async def calling() -> AsyncIterator[tuple[CallExecutor, list[tuple[str, str, in
     """Calls of a consumer that always considers the switches open, and the reports of abandoned calls."""
     told: list[tuple[str, str, int]] = []
     made = CallExecutor(
-        WakeEvent(), time.monotonic, told=lambda d, called, running: told.append((d.route, called, running))
+        WakeEvent(), time.monotonic, report_abandoned=lambda d, called, running: told.append((d.route, called, running))
     )
-    made.answered = made.trusted = math.inf
+    made.switches_checked_at = made.lease_valid_until = math.inf
     async with anyio.create_task_group() as tasks:
         made.watch(tasks)
-        made.expect([0.05])
+        made.set_deadlines([0.05])
         yield made, told
         tasks.cancel_scope.cancel()
 
@@ -111,7 +111,7 @@ async def until(fact: Callable[[], object]) -> None:
 
 def lane_of(target: Odd, deliveries: int, concurrency: int = 1, called: str = "workflow crm") -> TargetQueue:
     queue = deque(taken(number) for number in range(deliveries))
-    return TargetQueue(concurrency=concurrency, most_failing=100, target=target, called=called, queue=queue)
+    return TargetQueue(concurrency=concurrency, max_failing=100, target=target, called=called, waiting=queue)
 
 
 @pytest.mark.parametrize("how", [swallow, behind_a_shield, clean_up])
@@ -121,20 +121,20 @@ async def test_a_call_that_ignores_its_cancellation_is_abandoned(how):
     Fails when: the place of such a call is not free, or its later result is recorded as well.
     """
     target = Odd(how)
-    lane = lane_of(target, 3)
+    queue = lane_of(target, 3)
     async with calling() as (calls, told):
-        calls.begin(lane)
+        calls.begin(queue)
         await until(lambda: len(calls.done) == 3)
         assert [(o.taken.delivery.id, o.result, o.code) for o in calls.done] == [(0, *IGNORED), (1, *SENT), (2, *SENT)]
-        assert calls.done[0].detail == "no answer within 0.05 s, and 0.05 s after its cancellation it still ran"
+        assert calls.done[0].detail == "no answer within 0.05 s, and 0.05 s after its cancellation the call still ran"
         assert told == [("r", "workflow crm", 1)]
-        assert (list(calls.under_way()), lane.workers, target.ended) == ([], 0, 0)
+        assert (list(calls.running()), queue.running, target.ended) == ([], 0, 0)
         target.end.set()
         await until(lambda: target.ended)
-        lane.queue.append(taken(3))
-        calls.begin(lane)
+        queue.waiting.append(taken(3))
+        calls.begin(queue)
         await until(lambda: len(calls.done) == 4)
-    assert lane.workers == 0
+    assert queue.running == 0
 
 
 async def test_an_abandoned_call_is_not_cancelled_any_more():
@@ -170,12 +170,12 @@ async def test_a_call_that_was_given_up_is_abandoned_too():
     Fails when: only calls after their deadline are abandoned.
     """
     target = Odd(swallow)
-    lane = lane_of(target, 0)
-    lane.queue = deque([taken(0, deadline=60), taken(1)])
+    queue = lane_of(target, 0)
+    queue.waiting = deque([taken(0, deadline=60), taken(1)])
     async with calling() as (calls, told):
-        calls.begin(lane)
+        calls.begin(queue)
         await until(lambda: target.called)
-        calls.give_up(next(calls.under_way()))
+        calls.give_up(next(calls.running()))
         await until(lambda: told and calls.done)
         assert [o.taken.delivery.id for o in calls.done] == [1]
         target.end.set()
@@ -189,15 +189,15 @@ async def test_the_end_waits_for_no_call():
     Fails when: such a call is a task of the group.
     """
     target = Odd(swallow)
-    lane = lane_of(target, 0)
-    lane.queue.append(taken(0, deadline=60))
+    queue = lane_of(target, 0)
+    queue.waiting.append(taken(0, deadline=60))
     with anyio.fail_after(5):
         async with calling() as (calls, told):
-            calls.begin(lane)
+            calls.begin(queue)
             await until(lambda: target.called)
     assert (told, calls.done, target.ended) == ([("r", "workflow crm", 1)], [], 0)
-    lane.queue.append(taken(1))
-    calls.begin(lane)
+    queue.waiting.append(taken(1))
+    calls.begin(queue)
     await anyio.sleep(0.01)
     assert target.called == 1
     target.end.set()
@@ -209,21 +209,21 @@ async def test_the_abandoned_calls_of_one_target_are_bounded(monkeypatch):
 
     Fails when: abandoned calls are not counted, or still count after they have ended.
     """
-    monkeypatch.setattr(module, "MOST_ABANDONED", 2)
+    monkeypatch.setattr(module, "MAX_ABANDONED", 2)
     target, other = Odd(swallow, many=2), Odd(swallow, many=0)
-    lane, beside, elsewhere = lane_of(target, 3), lane_of(target, 1), lane_of(other, 1, called="workflow erp")
+    queue, beside, elsewhere = lane_of(target, 3), lane_of(target, 1), lane_of(other, 1, called="workflow erp")
     async with calling() as (calls, told):
-        calls.begin(lane)
+        calls.begin(queue)
         await until(lambda: len(told) == 2)
         assert [running for *_, running in told] == [1, 2]
-        assert calls.crowded(lane)
-        for each in (lane, beside, elsewhere):
+        assert calls.too_many_abandoned(queue)
+        for each in (queue, beside, elsewhere):
             calls.begin(each)
         await until(lambda: other.called)
-        assert (target.called, lane.workers, len(lane.queue), len(beside.queue)) == (2, 0, 1, 1)
+        assert (target.called, queue.running, len(queue.waiting), len(beside.waiting)) == (2, 0, 1, 1)
         target.end.set()
-        await until(lambda: not calls.crowded(lane))
-        for each in (lane, beside):
+        await until(lambda: not calls.too_many_abandoned(queue))
+        for each in (queue, beside):
             calls.begin(each)
         await until(lambda: target.called == 4)
 
@@ -231,13 +231,13 @@ async def test_the_abandoned_calls_of_one_target_are_bounded(monkeypatch):
 async def test_a_worker_that_is_cancelled_before_it_begins_is_replaced():
     """If all tasks of the loop are cancelled before a task has begun its call, the call is made by another task.
 
-    Fails when: the `Lane` counts on a task that has never begun.
+    Fails when: the queue counts on a task that has never begun.
     """
     target = Odd(swallow, many=0)
-    lane = lane_of(target, 1)
+    queue = lane_of(target, 1)
     async with calling() as (calls, _):
         before = asyncio.all_tasks()
-        calls.begin(lane)
+        calls.begin(queue)
         (worker,) = asyncio.all_tasks() - before
         worker.cancel()
         await until(lambda: target.called)
@@ -252,11 +252,11 @@ async def test_a_scope_that_a_target_leaves_open_ends_no_other_work():
     async def leave_open(_: asyncio.Event) -> None:
         anyio.CancelScope().__enter__()
 
-    lane = lane_of(Odd(leave_open), 2)
+    queue = lane_of(Odd(leave_open), 2)
     async with calling() as (calls, _):
-        calls.begin(lane)
+        calls.begin(queue)
         await until(lambda: len(calls.done) == 2)
-        calls.leave(lane)
+        calls.close_queue(queue)
         await anyio.sleep(0.01)
         assert [(o.result, o.code) for o in calls.done] == [SENT, SENT]
 

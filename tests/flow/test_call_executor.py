@@ -56,14 +56,14 @@ def taken(number: int) -> TakenDelivery:
 
 @asynccontextmanager
 async def calling() -> AsyncIterator[tuple[CallExecutor, WakeEvent]]:
-    """Calls of a consumer that always considers the switches open, and the ring that signals ended calls."""
-    ring = WakeEvent()
-    calls = CallExecutor(ring, time.monotonic)
-    calls.answered = calls.trusted = math.inf
+    """Calls of a consumer that always considers the switches open, and the wake that signals ended calls."""
+    wake = WakeEvent()
+    calls = CallExecutor(wake, time.monotonic)
+    calls.switches_checked_at = calls.lease_valid_until = math.inf
     async with anyio.create_task_group() as tasks:
         calls.watch(tasks)
-        calls.expect([0.05])
-        yield calls, ring
+        calls.set_deadlines([0.05])
+        yield calls, wake
         tasks.cancel_scope.cancel()
 
 
@@ -76,23 +76,23 @@ async def test_one_task_makes_the_calls_one_after_the_other_and_another_one_when
     call and the call is forgotten.
     """
     target = Remembers()
-    lane = TargetQueue(concurrency=2, target=target)
-    async with calling() as (calls, ring):
+    queue = TargetQueue(concurrency=2, target=target)
+    async with calling() as (calls, wake):
         for number in range(3):
             if when == "while it waits" and target.tasks:
                 target.tasks[-1].cancel()
                 await asyncio.wait(target.tasks[-1:])
-            lane.queue.append(taken(number))
-            calls.begin(lane)
+            queue.waiting.append(taken(number))
+            calls.begin(queue)
             if when == "as it is called" and target.tasks:
                 target.tasks[-1].cancel()
-            ring.clear()
-            assert await ring.wait(5)
+            wake.clear()
+            assert await wake.wait(5)
             with anyio.fail_after(5):
-                while lane.idle is None:
+                while queue.idle is None:
                     await anyio.sleep(0)
-            assert (lane.workers, lane.starting) == (0, None)
-        calls.leave(lane)
+            assert (queue.running, queue.starting) == (0, None)
+        calls.close_queue(queue)
         with anyio.fail_after(5):
             await asyncio.wait(target.tasks)
     assert [(o.taken.delivery.id, o.result) for o in calls.done] == [(n, Result.SENT) for n in range(3)]
@@ -133,11 +133,11 @@ async def test_who_lets_a_cancellation_out_fails_alone(behave, code):
     because its deadline has passed as well.
     """
     target = Remembers(behave)
-    lane = TargetQueue(concurrency=1, most_failing=2, target=target, queue=deque(taken(n) for n in range(3)))
+    queue = TargetQueue(concurrency=1, max_failing=2, target=target, waiting=deque(taken(n) for n in range(3)))
     async with calling() as (calls, _):
-        calls.begin(lane)
+        calls.begin(queue)
         with anyio.fail_after(5):
             while len(calls.done) < 3:
                 await anyio.sleep(0.001)
-        assert list(calls.under_way()) == []
+        assert list(calls.running()) == []
     assert [(o.result, o.code) for o in calls.done] == [(Result.FAILED, code), (Result.SENT, ""), (Result.SENT, "")]

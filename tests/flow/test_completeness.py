@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from flow.fakes import World, consuming, until
-from iu_listen.flow.completeness import FIRST_PAUSE, PAGE, RETRY_PAUSE, SHARE
+from iu_listen.flow.completeness import CHECK_RETRY_PAUSE, CHECK_TIME_SHARE, FIRST_CHECK_DELAY, MAX_PAGE_EVENTS
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.monitoring import CompletenessPage
 from iu_listen.model.observation import BatchRan, CompletenessChecked, SessionFailed
@@ -47,7 +47,7 @@ async def test_it_takes_a_small_part_of_the_time():
     async with consuming(world, **LONG) as (_, seen):
         await seen.wait_for(CompletenessChecked)
         steps = [b - a for a, b in itertools.pairwise(pages(world))]
-        assert min(steps) >= 0.2 / SHARE * 0.999
+        assert min(steps) >= 0.2 / CHECK_TIME_SHARE * 0.999
 
 
 async def test_a_page_is_as_large_as_it_is_quick():
@@ -58,7 +58,7 @@ async def test_a_page_is_as_large_as_it_is_quick():
     world = World(completeness_due=-1, check_pages=8)
     async with consuming(world, **LONG) as (_, seen):
         await seen.wait_for(CompletenessChecked)
-        assert world.check_limits == [32, 64, 128, 256, 512, PAGE, PAGE, PAGE]
+        assert world.check_limits == [32, 64, 128, 256, 512, MAX_PAGE_EVENTS, MAX_PAGE_EVENTS, MAX_PAGE_EVENTS]
     # One second for each event: 16 s is more than a fifth of 60 s; 8 s lies between a twentieth and a fifth.
     world = World(completeness_due=-1, check_pages=8, check_event_seconds=1)
     async with consuming(world, batch_deadline=60, **LONG) as (_, seen):
@@ -74,7 +74,7 @@ async def test_passes_are_an_interval_apart_and_no_session_is_kept_between_them(
         await anyio.sleep(1600)
         assert len(seen.of(CompletenessChecked)) == 4
         opened = [at for at, what in world.audits if what == "open"]
-        assert opened[0] >= FIRST_PAUSE
+        assert opened[0] >= FIRST_CHECK_DELAY
         assert min(b - a for a, b in itertools.pairwise(opened)) >= 500
         assert [what for _, what in world.audits].count("close") >= 3
     world = World(completeness_due=40)
@@ -108,10 +108,10 @@ async def test_no_failure_of_the_audit_ends_the_work(error, said):
     """
     world = World(completeness_due=-1, check_lost=error)
     async with consuming(world, **LONG) as (_, seen):
-        await anyio.sleep(4 * RETRY_PAUSE)
+        await anyio.sleep(4 * CHECK_RETRY_PAUSE)
         assert len(world.audits) >= 4
         told = seen.of(SessionFailed)
-        assert [(t.session, t.retry_in) for t in told] == [("completeness", RETRY_PAUSE)]
+        assert [(t.session, t.retry_in) for t in told] == [("completeness", CHECK_RETRY_PAUSE)]
         assert re.fullmatch(said, told[0].why)
         world.insert(3)
         await seen.wait_for(BatchRan, lambda o: o.batch.seen == 3)

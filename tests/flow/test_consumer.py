@@ -253,7 +253,7 @@ async def test_where_listening_cannot_work_it_polls_and_says_why_once():
 
 async def test_a_lost_wake_is_told_from_a_late_ring():
     """A catch-up poll that finds events without a notification reports a lost wake-up,
-    unless one comes within LATE_RING.
+    unless one comes within LATE_NOTIFICATION.
 
     Fails when: the wait for a late notification is taken out, or the report.
     """

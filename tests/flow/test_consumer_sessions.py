@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 from flow.fakes import World, consuming, until
-from iu_listen.flow.backoff import BASE
+from iu_listen.flow.backoff import BACKOFF_BASE
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.observation import BatchRan, LeaseTaken, Listening, SessionFailed, StandingBy, Stopped, Stopping
 from iu_listen.model.routing import Wake
@@ -58,7 +58,7 @@ async def test_pauses_grow_in_an_outage_up_to_the_cap_and_vary():
             pauses.append([f.retry_in for f in seen.of(SessionFailed)])
     first, second = pauses
     assert first != second
-    assert BASE / 2 <= first[0] <= BASE
+    assert BACKOFF_BASE / 2 <= first[0] <= BACKOFF_BASE
     assert max(first) <= 10
     assert sum(first[-20:]) > 20 * 3
 
@@ -87,7 +87,7 @@ async def test_only_a_successful_batch_resets_the_backoff():
         world.insert()
         failures = len(seen.of(SessionFailed))
         await until(lambda: len(seen.of(SessionFailed)) > failures)
-        assert seen.of(SessionFailed)[-1].retry_in <= BASE
+        assert seen.of(SessionFailed)[-1].retry_in <= BACKOFF_BASE
 
 
 async def test_an_hour_of_outage_ends_by_itself():

@@ -34,21 +34,21 @@ async def test_a_deliverer_that_rests_waits():
 
     Fails when: the ring that made it rest is not cleared, so that it never waits and a standby uses a whole processor.
     """
-    deliverer = Dispatcher(Settings(), Unasked(), Unasked(), Unasked())
+    dispatcher = Dispatcher(Settings(), Unasked(), Unasked(), Unasked())
     waited = 0
-    wait = deliverer._ring.wait
+    wait = dispatcher._take_wake.wait
 
     async def counted(timeout: float) -> bool:
         nonlocal waited
         waited += 1
         return await wait(timeout)
 
-    deliverer._ring.wait = counted  # type: ignore[method-assign]
+    dispatcher._take_wake.wait = counted  # type: ignore[method-assign]
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(deliverer.run)
+        tasks.start_soon(dispatcher.run)
         for _ in range(3):
-            deliverer.rest()
+            dispatcher.rest()
             for _ in range(20):
                 await anyio.sleep(0)
-        deliverer.stop()
+        dispatcher.stop()
     assert waited <= 4

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from flow.fakes import Recorder, until
-from iu_listen.flow.metrics import PAUSE, keep_measuring
+from iu_listen.flow.metrics import MEASURE_INTERVAL, keep_measuring
 from iu_listen.model.errors import Refused
 from iu_listen.model.monitoring import MetricsSnapshot
 from iu_listen.model.observation import SessionFailed
@@ -34,7 +34,7 @@ class Slow:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("seconds", "pause"), [(0.1, PAUSE), (60, 19 * 60)])
+@pytest.mark.parametrize(("seconds", "pause"), [(0.1, MEASURE_INTERVAL), (60, 19 * 60)])
 async def test_what_took_long_in_vain_is_not_repeated_at_once(seconds, pause):
     """The pause after a measurement that failed after a minute is as long as after a successful one.
 

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from flow.fakes import World, consuming, until
-from iu_listen.flow.monitor import ROUND, SUSPICIOUS
+from iu_listen.flow.monitor import MONITOR_INTERVAL, OVERDUE_AFTER
 from iu_listen.model.errors import NoAnswer, SessionLost
 from iu_listen.model.monitoring import Blocker
 from iu_listen.model.observation import BatchRan, BlockerCleared, BlockerFound, SessionFailed
@@ -63,8 +63,8 @@ async def test_an_answer_that_was_lost_is_not_waited_for():
         await until(lambda: "abandon" in world.calls, within=100)
         world.swallowed = False
         failed = await seen.wait_for(SessionFailed)
-        assert anyio.current_time() - began < SUSPICIOUS + 2 * ROUND + 1
-        assert "lost on the way" in failed.why
+        assert anyio.current_time() - began < OVERDUE_AFTER + 2 * MONITOR_INTERVAL + 1
+        assert "lost in the network" in failed.why
         await until(lambda: not world.events, within=100)
 
 
@@ -77,7 +77,7 @@ async def test_a_long_batch_is_left_alone():
     async with consuming(world) as (_, seen):
         await seen.wait_for(BatchRan)
         assert world.calls.count("works 4711") > 10
-        world.batch_seconds = SUSPICIOUS + 0.5
+        world.batch_seconds = OVERDUE_AFTER + 0.5
         await anyio.sleep(100)
         world.works = False
         await anyio.sleep(100)
@@ -93,10 +93,10 @@ async def test_a_server_that_answers_nobody_is_given_up():
     async with consuming(world) as (_, seen):
         await seen.wait_for(BatchRan)
         world.swallowed = True
-        world.lookout_lost = NoAnswer("no answer within 3 s")
+        world.monitor_lost = NoAnswer("no answer within 3 s")
         world.insert()
         await until(lambda: "abandon" in world.calls, within=100)
-        world.swallowed, world.lookout_lost = False, None
+        world.swallowed, world.monitor_lost = False, None
         await until(lambda: not world.events, within=100)
 
 
@@ -105,7 +105,7 @@ async def test_a_patrol_without_a_session_harms_nobody():
 
     Fails when: any loss of the monitor's session counts as a dead path, or every attempt is reported.
     """
-    world = World(lookout_lost=SessionLost("too many connections"), batch_seconds=20)
+    world = World(monitor_lost=SessionLost("too many connections"), batch_seconds=20)
     async with consuming(world) as (_, seen):
         world.insert(3)
         await until(lambda: not world.events, within=100)

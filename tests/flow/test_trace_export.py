@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from flow.fakes import Recorder, until
-from iu_listen.flow.metrics import PAUSE, keep_measuring
-from iu_listen.flow.trace_export import IDLE_PAUSE, LONGEST_REST, SHARE, Export
+from iu_listen.flow.metrics import MEASURE_INTERVAL, keep_measuring
+from iu_listen.flow.trace_export import EXPORT_TIME_SHARE, IDLE_EXPORT_PAUSE, MAX_BACKLOG_PAUSE, TraceExport
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.monitoring import MetricsSnapshot
 from iu_listen.model.observation import MetricsFailed, MetricsTaken, SessionFailed, SpansExported
@@ -37,10 +37,10 @@ class Source:
     async def tick(self) -> Place | None:
         return PLACE
 
-    async def beyond(self, place: Place) -> list[Span]:
+    async def spans_after(self, place: Place) -> list[Span]:
         return self.others
 
-    async def alive(self) -> None:
+    async def keep_alive(self) -> None:
         self.used += 1
 
     async def page(self, place: Place, limit: int) -> Page:
@@ -78,8 +78,8 @@ async def test_a_tick_without_a_row_is_followed_by_a_pause():
     """After a tick without rows the trace export pauses. Fails when: it pauses only if there is no new tick."""
     source = Hollow()
     with anyio.move_on_after(100):
-        await Export(source, Collector(0), Recorder()).run()  # type: ignore[arg-type]
-    assert 150 <= source.asked <= 100 / IDLE_PAUSE + 1
+        await TraceExport(source, Collector(0), Recorder()).run()  # type: ignore[arg-type]
+    assert 150 <= source.asked <= 100 / IDLE_EXPORT_PAUSE + 1
 
 
 class Endless(Hollow):
@@ -96,7 +96,7 @@ async def test_a_command_ends_beside_a_steady_writer():
     """
     source, seen = Endless(), Recorder()
     with anyio.fail_after(100):
-        await Export(source, Collector(1), seen).once()  # type: ignore[arg-type]
+        await TraceExport(source, Collector(1), seen).once()  # type: ignore[arg-type]
     assert source.asked == 2
     assert len(seen.of(SpansExported)) == 2
 
@@ -114,7 +114,7 @@ class Collector:
 
 @pytest.mark.parametrize(
     ("behind", "seconds", "each"),
-    [(False, 0.02, 0.02), (True, 0.02, 0.02 / SHARE), (True, 60.0, 60.0 + LONGEST_REST)],
+    [(False, 0.02, 0.02), (True, 0.02, 0.02 / EXPORT_TIME_SHARE), (True, 60.0, 60.0 + MAX_BACKLOG_PAUSE)],
 )
 async def test_it_gives_way_while_routing_is_behind(behind, seconds, each):
     """The trace export works without pauses, or a tenth of the time while routing is behind, with a bounded pause.
@@ -123,7 +123,7 @@ async def test_it_gives_way_while_routing_is_behind(behind, seconds, each):
     """
     source = Source(10, behind)
     began = anyio.current_time()
-    await Export(None, Collector(seconds), Recorder()).tick(source)  # type: ignore[arg-type]
+    await TraceExport(None, Collector(seconds), Recorder()).tick(source)  # type: ignore[arg-type]
     assert anyio.current_time() - began == pytest.approx(10 * each)
 
 
@@ -163,7 +163,7 @@ async def test_measuring_goes_on_through_every_loss_and_takes_a_small_part_of_th
         await until(lambda: len(seen.of(MetricsTaken)) == 4, step=1)
         tasks.cancel_scope.cancel()
     moments = [at for at, observation in seen.seen if isinstance(observation, MetricsTaken)]
-    assert moments[1] - moments[0] == pytest.approx(1 + max(PAUSE, 19))
+    assert moments[1] - moments[0] == pytest.approx(1 + max(MEASURE_INTERVAL, 19))
     assert moments[3] - moments[2] == pytest.approx(2000)
     assert [o.why for o in seen.of(SessionFailed)] == ["it is gone", "there is none"]
     assert [o.kind for o in seen.of(MetricsFailed)] == ["SessionLost"] * 3

@@ -73,7 +73,7 @@ async def test_a_reanchor_reports_since_when_spans_are_missing(pair: Pair):
         since = datetime.fromisoformat((await reanchor(worker))["traces_since"])
         assert await source.tick() is None
 
-        place = await source.again(since)
+        place = await source.place_since(since)
         again = set()
         while True:
             page = await source.page(place, 2)

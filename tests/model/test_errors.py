@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from iu_listen.model.errors import SessionLost, words
+from iu_listen.model.errors import SessionLost, safe_message
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_an_error_is_described_by_its_causes(error, says):
 
     Fails when: a group is described by its own class, so that the log hides the reason of a lost session.
     """
-    assert words(error) == says
+    assert safe_message(error) == says

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from iu_listen import Delivery
-from iu_listen.flow.call_executor import MOST_ABANDONED
+from iu_listen.flow.call_executor import MAX_ABANDONED
 from iu_listen.model.observation import CallAbandoned, RoutePaused, RouteResumed
 from iu_listen.targets.python import PythonTarget
 from postgres.delivery_helpers import ROUTE, add_route, count_deliveries, delivering, open_route
@@ -53,14 +53,14 @@ async def test_too_many_abandoned_calls_pause_their_route(live):
         targets = PythonTarget("event_outbox", ignore), PythonTarget("second", arrive)
         async with delivering(live.dsn, *targets) as recorder:
             async with connection.transaction():
-                for _ in range(MOST_ABANDONED + 200):
+                for _ in range(MAX_ABANDONED + 200):
                     await insert_event(connection)
             await wait_until(lambda: _soon(recorder.of(RoutePaused)), "the route is held", 60)
             (held,) = recorder.of(RoutePaused)
             assert (held.route, held.paused_by) == (ROUTE, "no_target")
             assert (
                 held.why
-                == f"{MOST_ABANDONED} calls of workflow event_outbox still run, because they ignore their cancellation"
+                == f"{MAX_ABANDONED} abandoned calls of workflow event_outbox still run, because they ignore their cancellation"
             )
             assert "CancelledError" in held.hint
             assert {(o.route, o.called) for o in recorder.of(CallAbandoned)} == {(ROUTE, "workflow event_outbox")}
@@ -76,7 +76,7 @@ async def test_too_many_abandoned_calls_pause_their_route(live):
             )
             assert held.why in warnings
             # The calls in flight when the bound was reached are abandoned, too.
-            assert MOST_ABANDONED <= called <= MOST_ABANDONED + policy["concurrency"]
+            assert MAX_ABANDONED <= called <= MAX_ABANDONED + policy["concurrency"]
             waiting = await connection.fetchval("select count(*) from iu_route_delivery where route_code = 'second'")
             assert waiting == 0
             end.set()
@@ -86,7 +86,7 @@ async def test_too_many_abandoned_calls_pause_their_route(live):
             sent = await connection.fetchval(
                 "select count(*) from iu_route_attempt where route_code = $1 and status = 'sent'", ROUTE
             )
-            assert sent >= MOST_ABANDONED + 200 - called
+            assert sent >= MAX_ABANDONED + 200 - called
 
 
 async def _soon(answer: object) -> bool:

@@ -336,10 +336,10 @@ async def test_a_missing_trial_delivery_is_replaced_by_the_next_take(live):
             "insert into iu_delivery_breaker (route_code, opened_at, trial_at) values ($1, now(), now())", ROUTE
         )
         session = DeliverySession(settler, taker, Settings(dsn=live.dsn), uuid4())
-        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
+        want = TakeRequest(route=ROUTE, capacity=10, position=0, deadline=1)
         first = await session.take([want], [], [])
         (probe,) = [taken.delivery.id for taken in first.taken]
-        assert [state.probing for state in first.routes if state.route == ROUTE] == [probe]
+        assert [state.trial_id for state in first.routes if state.route == ROUTE] == [probe]
         assert not (await session.take([want], [probe], [])).taken
         assert (await session.take([want], [], [])).taken
 
@@ -466,7 +466,7 @@ FRESH = "truncate iu_route_delivery, iu_delivery_breaker, iu_route_dead_letter, 
 async def play(
     dsn: str,
     target: Target,
-    rooms: list[int],
+    capacities: list[int],
     waves: list[int],
     events: dict[UUID, UUID],
     budget: int,
@@ -477,7 +477,7 @@ async def play(
     Args:
         dsn: The database.
         target: The target that is called.
-        rooms: The number of deliveries that each step takes; the list is repeated.
+        capacities: The number of deliveries that each step takes; the list is repeated.
         waves: The number of events that are written before each step; the list is repeated.
         events: Events in the order in which they are written, with their subjects.
         budget: The number of dead letters in a row that stops the route.
@@ -490,7 +490,7 @@ async def play(
         )
         session = DeliverySession(settler, taker, Settings(dsn=dsn, session_timeout=600), uuid4())
         assert (await session.take_lease()).held
-        left, after = list(events), 0
+        left, position = list(events), 0
         for step in count():
             if not left and step % 4 == 0 and await count_deliveries(connection):
                 # A target that rejects the last event cannot be told from one that is down: one more event arrives.
@@ -504,10 +504,12 @@ async def play(
             if not left and not await count_deliveries(connection):
                 break
             assert step < 500, [dict(r) for r in await connection.fetch(STUCK)]
-            want = TakeRequest(route=ROUTE, room=rooms[step % len(rooms)], after=after, deadline=1)
+            want = TakeRequest(route=ROUTE, capacity=capacities[step % len(capacities)], position=position, deadline=1)
             supply = await session.take([want], [], [])
             # On an ordered route the position passes parked deliveries.
-            after = 0 if policy["order"] == "subject" else next(s.after for s in supply.routes if s.route == ROUTE)
+            position = (
+                0 if policy["order"] == "subject" else next(s.position for s in supply.routes if s.route == ROUTE)
+            )
             assert await session.settle([target.attempt(taken, step) for taken in supply.taken]) is not None
             if not supply.taken:
                 # Let the next retry and the next trial delivery become due.
@@ -529,7 +531,7 @@ def plays(draw: st.DrawFn) -> dict[str, Any]:
     subjects = [uuid4() for _ in range(draw(st.integers(1, 8)))]
     return {
         "target": Target(poison, down),
-        "rooms": draw(st.lists(st.integers(1, 20), min_size=1, max_size=3)),
+        "capacities": draw(st.lists(st.integers(1, 20), min_size=1, max_size=3)),
         "waves": draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)),
         "budget": draw(st.sampled_from([1, 2, 100])),
         "events": {event: subjects[n % len(subjects)] for n, event in enumerate(events)},

@@ -134,7 +134,7 @@ async def test_the_budget_of_dead_letters_follows_its_state_table(live, case):
 
 #: A trial delivery is due, and the number of trial deliveries so far is $1.
 NEXT = "update iu_delivery_breaker set trial_at = now(), trial_id = null, trials = $1"
-ANY = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
+ANY = TakeRequest(route=ROUTE, capacity=10, position=0, deadline=1)
 
 
 @pytest.mark.parametrize("order", ["none", "subject"])

@@ -8,7 +8,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from iu_listen.flow.route import AHEAD
+from iu_listen.flow.route import PREFETCH_FACTOR
 from iu_listen.model.delivery import Unavailable
 from iu_listen.model.observation import RoutePaused
 from postgres.delivery_helpers import RecordingTarget, delivering, open_route, wait_until_settled
@@ -33,7 +33,7 @@ async def test_unblocked_deliveries_are_taken_later_when_capacity_is_full(live, 
         await ready.wait()
 
     recording = RecordingTarget(behave)
-    subjects = [uuid4() for _ in range(1 + AHEAD)]
+    subjects = [uuid4() for _ in range(1 + PREFETCH_FACTOR)]
     async with connected(live.dsn) as connection:
         await open_route(connection, concurrency=20 if held else 1, order="subject", probe_max=0.1)
         async with delivering(live.dsn, recording.target()) as recorder:
@@ -75,7 +75,7 @@ async def test_unsettled_deliveries_count_against_the_prefetch(live):
                     await other.execute(MANY, 100)
                 await wait_until(lambda: asyncio.sleep(0, len(recording.calls) > 10), "calls")
                 await asyncio.sleep(0.5)
-                assert len(recording.calls) <= 1 + 2 * (1 + AHEAD)
+                assert len(recording.calls) <= 1 + 2 * (1 + PREFETCH_FACTOR)
             await wait_until_settled(connection)
         assert len(recording.delivered) == 101
         assert set(recording.delivered.values()) == {1}

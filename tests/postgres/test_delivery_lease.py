@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import fields
-from typing import Any
 from uuid import UUID, uuid4
 
 import anyio
@@ -13,10 +12,11 @@ import asyncpg
 import pytest
 
 from iu_listen import Consumer, Settings
-from iu_listen.flow import dispatcher, sweep
+from iu_listen.flow import dispatcher, intake, sweep
+from iu_listen.flow.dispatcher import Dispatcher
 from iu_listen.model.delivery import Event
 from iu_listen.model.observation import DeliveriesSettled, RoutePaused
-from iu_listen.model.routing import Batch
+from iu_listen.model.routing import BatchAnswer
 from iu_listen.postgres.delivery import DeliverySession
 from iu_listen.postgres.worker import WorkerSession
 from postgres.delivery_helpers import (
@@ -89,7 +89,7 @@ async def test_a_lost_session_cancels_calls_of_ordered_routes(live, monkeypatch,
     Fails when: the call of an ordered route outlives the session, or the consumer notices
     the loss only at its next query.
     """
-    monkeypatch.setattr(dispatcher, "TICK", 60)
+    monkeypatch.setattr(dispatcher, "DISPATCH_INTERVAL", 60)
     recording = RecordingTarget(lambda delivery: anyio.sleep(0 if len(recording.calls) > 1 else 600))
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject", deadline=900)
@@ -162,27 +162,25 @@ async def test_a_delivery_that_is_taken_twice_is_made_once(live, monkeypatch, la
     Fails when: an answer, of a batch or of a take, is not compared with the deliveries that were
     settled since it was asked for.
     """
-    monkeypatch.setattr(sweep, "RESCAN", -1)
+    monkeypatch.setattr(sweep, "SWEEP_INTERVAL", -1)
     recording, take, run_batch = RecordingTarget(), DeliverySession.take, WorkerSession.run_batch
 
     async def slow_take(self, *args):
         answer = await take(self, *args)
         if answer.taken and late == "the taker":
             # A later answer would be too old to prove that the switches are open.
-            await anyio.sleep(dispatcher.LATE - 0.1)
+            await anyio.sleep(intake.MAX_ANSWER_AGE - 0.1)
         return answer
 
-    async def slow_batch(self, limit, wants, give):
-        given: list[tuple[Any, ...]] = []
-        batch = await run_batch(self, limit, wants, lambda *what: given.append(what))
-        if given:
-            handed.append(batch)
-            consumer._deliverer.work()
+    async def slow_batch(self, limit, requests):
+        answer = await run_batch(self, limit, requests)
+        if answer.deliveries:
+            handed.append(answer)
+            consumer._dispatcher.work()
             await anyio.sleep({"the taker": 0.1, "the batch": 0.5, "nobody": 0}[late])
-            give(*given[0])
-        return batch
+        return answer
 
-    handed: list[Batch] = []
+    handed: list[BatchAnswer] = []
     monkeypatch.setattr(DeliverySession, "take", slow_take)
     monkeypatch.setattr(WorkerSession, "run_batch", slow_batch)
     async with connected(live.dsn) as connection:
@@ -192,7 +190,7 @@ async def test_a_delivery_that_is_taken_twice_is_made_once(live, monkeypatch, la
             events = [await insert_event(connection)]
             await wait_until_settled(connection)
             for _ in range(5):
-                await wait_until(lambda: asyncio.sleep(0, not consumer._deliverer._ledger), "rest")
+                await wait_until(lambda: asyncio.sleep(0, not consumer._dispatcher._ledger), "rest")
                 events.append(await insert_event(connection))
                 await wait_until(lambda: asyncio.sleep(0, len(handed) >= len(events) - 1), "a hand-over")
                 await wait_until_settled(connection)
@@ -209,26 +207,33 @@ async def test_a_late_hand_over_does_not_begin_behind_a_closed_switch(live, monk
     """
     recording, run_batch, handed = RecordingTarget(), WorkerSession.run_batch, list[float]()
 
-    async def slow_batch(self, limit, wants, give):
-        given: list[tuple[Any, ...]] = []
-        batch = await run_batch(self, limit, wants, lambda *what: given.append(what))
-        if given:
+    async def slow_batch(self, limit, requests):
+        answer = await run_batch(self, limit, requests)
+        if answer.deliveries:
             async with connected(live.dsn) as closer:
                 await closer.execute(gate, "false")
                 await recorder.wait_for(RoutePaused)
-                give(*given[0])
-                await anyio.sleep(0.1)
-                handed.append(len(recording.calls))
-                await closer.execute(gate, "true")
-        return batch
+        return answer
 
+    def observed_hand_over(self, *args):
+        hand_over(self, *args)
+        tasks.start_soon(count_and_open)
+
+    async def count_and_open() -> None:
+        await anyio.sleep(0.1)
+        handed.append(len(recording.calls))
+        async with connected(live.dsn) as opener:
+            await opener.execute(gate, "true")
+
+    hand_over = Dispatcher.hand_over
     gate = "update dot_config set value = $1 where key = 'iu_core.delivery_enabled'"
-    async with connected(live.dsn) as connection:
+    async with connected(live.dsn) as connection, anyio.create_task_group() as tasks:
         await open_route(connection)
         async with delivering(live.dsn, recording.target()) as recorder:
             events = [await insert_event(connection)]
             await wait_until_settled(connection)
             monkeypatch.setattr(WorkerSession, "run_batch", slow_batch)
+            monkeypatch.setattr(Dispatcher, "hand_over", observed_hand_over)
             while not handed:
                 events.append(await insert_event(connection))
                 await wait_until_settled(connection)
@@ -271,7 +276,7 @@ async def test_deliveries_in_a_long_settlement_are_not_taken_again(live, monkeyp
     Fails when: deliveries are taken while the consumer is not sure of its lease: rows that are being settled are still
     in the table, for example while a commit waits for a synchronous standby.
     """
-    monkeypatch.setattr(dispatcher, "TICK", 0.05)
+    monkeypatch.setattr(dispatcher, "DISPATCH_INTERVAL", 0.05)
     recording, subject = RecordingTarget(lambda _: anyio.sleep(0.05)), uuid4()
     async with connected(live.dsn) as connection, connected(live.dsn) as other:
         await open_route(connection, order="subject")
@@ -296,9 +301,9 @@ async def test_returned_deliveries_are_taken_again_despite_a_late_answer(live, m
     take, asked = DeliverySession.take, anyio.Event()
     recording = RecordingTarget(lambda _: anyio.sleep(0.01))
 
-    async def slow_take(self, wants, *args):
-        answer = await take(self, wants, *args)
-        if answer.taken and wants and wants[0].after and not asked.is_set():
+    async def slow_take(self, requests, *args):
+        answer = await take(self, requests, *args)
+        if answer.taken and requests and requests[0].position and not asked.is_set():
             asked.set()
             await anyio.sleep(0.2)
         return answer
@@ -310,7 +315,7 @@ async def test_returned_deliveries_are_taken_again_despite_a_late_answer(live, m
             await connection.execute(MANY, 50)
             with anyio.fail_after(20):
                 await asked.wait()
-            consumer._deliverer._forget()
+            consumer._dispatcher._taken.give_up()
             await wait_until_settled(connection)
         assert len(recording.delivered) == 50
 

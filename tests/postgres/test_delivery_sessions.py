@@ -83,7 +83,7 @@ async def test_the_first_take_of_a_session_has_the_deadline_of_a_batch(live):
         sessions = PostgresSessions(Settings(dsn=live.dsn, deadline=0.5, batch_deadline=30))
         async with sessions.deliveries(lambda: None) as deliveries:
             assert (await deliveries.take_lease()).held
-            want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
+            want = TakeRequest(route=ROUTE, capacity=10, position=0, deadline=1)
             await locker.execute("begin; lock table event_outbox in access exclusive mode")
             first = asyncio.create_task(deliveries.take([want], [], []))
             await asyncio.sleep(1.2)

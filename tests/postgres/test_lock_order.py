@@ -84,7 +84,7 @@ def settle(result: Result) -> Action:
 
 async def take(connection: asyncpg.Connection, facts: Facts) -> object:
     """Take deliveries, at most nine."""
-    want = TakeRequest(route=ROUTE, room=9, after=0, deadline=30)
+    want = TakeRequest(route=ROUTE, capacity=9, position=0, deadline=30)
     return await deliveries(connection, facts).take([want], [], [])
 
 

@@ -9,7 +9,7 @@ import pytest
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.earlier_sessions import EarlierSessions
-from iu_listen.postgres.metrics import SAMPLE, metrics_session
+from iu_listen.postgres.metrics import LATENCY_SAMPLE, metrics_session
 from support import WORKER, connected, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
@@ -137,11 +137,11 @@ async def test_a_measurement_has_all_its_figures(live):
         metrics_session(Settings(dsn=live.dsn), EarlierSessions()) as surveyor,
     ):
         await surveyor.measure()
-        for _ in range(SAMPLE + 1):
+        for _ in range(LATENCY_SAMPLE + 1):
             await insert_event(connection)
         await drain(connection)
         survey = await surveyor.measure()
-        assert len(survey.latencies) == SAMPLE
+        assert len(survey.latencies) == LATENCY_SAMPLE
         assert {m.what for m in survey.measures} == {
             "gate", "notification_queue", "refused_emits", "healthy", "lag_items", "lag_seconds",
         }  # fmt: skip

@@ -281,7 +281,7 @@ async def test_a_connection_reset_at_any_step_of_the_start_is_survived(there, st
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reconnect without a pause after a loss: no message is sent in the pause, and other tests cover it."""
-    monkeypatch.setattr(backoff, "BASE", 0.002)
+    monkeypatch.setattr(backoff, "BACKOFF_BASE", 0.002)
 
 
 def every_other(first: int) -> pytest.MarkDecorator:

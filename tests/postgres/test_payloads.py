@@ -242,7 +242,7 @@ async def test_an_outcome_waits_for_earlier_deliveries_of_its_subject(live):
         await drain(taker)
         session = DeliverySession(settler, taker, Settings(dsn=live.dsn, session_timeout=600), uuid4())
         assert (await session.take_lease()).held
-        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
+        want = TakeRequest(route=ROUTE, capacity=10, position=0, deadline=1)
         (first,) = (await session.take([want], [], [])).taken
         assert first.delivery.event.id == events[0]
         later = replace(first.delivery.event, id=events[1])
@@ -269,7 +269,7 @@ async def test_an_outcome_of_another_event_settles_no_delivery(live):
         await insert_event(taker)
         await insert_event(taker)
         await drain(taker)
-        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
+        want = TakeRequest(route=ROUTE, capacity=10, position=0, deadline=1)
         taken = list((await session.take([want], [], [])).taken)
         for delivery in taken:
             object.__setattr__(delivery.delivery.event, "id", uuid4())

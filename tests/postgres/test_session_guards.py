@@ -81,7 +81,7 @@ async def test_repeated_statements_are_parsed_once(live):
     """
     settings = Settings(dsn=live.dsn)
     sessions = PostgresSessions(settings)
-    wants = [TakeRequest(route="none", room=1, after=0, deadline=30)]
+    wants = [TakeRequest(route="none", capacity=1, position=0, deadline=30)]
     async with sessions.worker() as outbox, sessions.deliveries(lambda: None) as deliveries:
         for _ in range(3):
             await outbox.run_batch(10)

@@ -16,8 +16,8 @@ import pytest
 
 from iu_listen import Settings
 from iu_listen.flow import sweep
-from iu_listen.flow.route import FIRST_KEY
-from iu_listen.model.delivery import Failed, Found, RouteState, Search, TakeRequest, TakeResult
+from iu_listen.flow.route import LOWEST_SUBJECT_KEY
+from iu_listen.model.delivery import Failed, RouteState, Search, SearchResult, TakeRequest, TakeResult
 from iu_listen.model.observation import RoutePaused
 from iu_listen.postgres.delivery import DeliverySession
 from postgres.delivery_helpers import ROUTE, RecordingTarget, delivering, open_route, wait_until_settled
@@ -54,28 +54,28 @@ async def take(
     """Take after this position; return the supply, the state of the route and the number of rows read."""
     session = DeliverySession(connection, connection, Settings(), uuid4())
     before = await rows_read(connection, DELIVERIES)
-    supply = await session.take([TakeRequest(route=ROUTE, room=50, after=after, deadline=1)], [], freed)
+    supply = await session.take([TakeRequest(route=ROUTE, capacity=50, position=after, deadline=1)], [], freed)
     return supply, supply.routes[0], await rows_read(connection, DELIVERIES) - before
 
 
 async def search(
     connection: asyncpg.Connection, key: int | None, after: int, behind: int | None = None
-) -> tuple[Found, int]:
+) -> tuple[SearchResult, int]:
     """Run the next part of a sweep; return its answer and the number of rows read."""
     session = DeliverySession(connection, connection, Settings(), uuid4())
     before = await rows_read(connection, DELIVERIES)
-    (found,) = await session.sweep([Search(route=ROUTE, key=key, behind=behind, after=after)])
+    (found,) = await session.sweep([Search(route=ROUTE, from_key=key, after_id=behind, position=after)])
     return found, await rows_read(connection, DELIVERIES) - before
 
 
 async def search_all(connection: asyncpg.Connection, after: int) -> list[tuple[list[int], int]]:
     """Run a whole sweep; return for each part the keys that it finds and the number of rows read."""
-    key: int | None = FIRST_KEY
+    key: int | None = LOWEST_SUBJECT_KEY
     parts = []
     while key is not None:
         found, read = await search(connection, key, after)
         parts.append((list(found.keys), read))
-        key = found.key
+        key = found.next_key
     return parts
 
 
@@ -91,7 +91,7 @@ async def test_other_subjects_are_delivered_beside_200_000_parked_deliveries(liv
 
     Fails when: the position goes through all parked deliveries, or begins at the first id again and again.
     """
-    monkeypatch.setattr(sweep, "RESCAN", 0)
+    monkeypatch.setattr(sweep, "SWEEP_INTERVAL", 0)
     recording, events = RecordingTarget(), list[UUID]()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -116,10 +116,10 @@ async def test_a_take_passes_parked_deliveries_once(live):
         await open_route(connection, order="subject")
         last = await park(connection, 200_000)
         supply, state, read = await take(connection)
-        assert (supply.taken, state.after, state.passed) == ([], last, last - 200_000 + 200)
+        assert (supply.taken, state.position, state.skipped_after) == ([], last, last - 200_000 + 200)
         assert read < 1000
-        _, state, read = await take(connection, state.after)
-        assert (state.after, state.passed) == (last, None)
+        _, state, read = await take(connection, state.position)
+        assert (state.position, state.skipped_after) == (last, None)
         assert read < 10
         parts = await search_all(connection, last)
         assert [keys for keys, _ in parts if keys] == []
@@ -136,7 +136,7 @@ async def test_retries_that_are_not_due_are_not_read(live, order):
         await open_route(connection, order=order)
         await park(connection, 3000, subjects=3000)
         _, state, _ = await take(connection)
-        supply, state, read = await take(connection, state.after)
+        supply, state, read = await take(connection, state.position)
         assert supply.taken == []
         assert 3500 < state.due_in <= 3600
         assert read < 20
@@ -207,11 +207,11 @@ async def test_a_part_of_a_sweep_is_bounded_while_vacuum_is_delayed(live):
             await reader.fetchval("select count(*) from iu_route_delivery")
             last = await park(connection, 300_000, subjects=300_000)
             await connection.execute("delete from iu_route_delivery")
-            found, read = await search(connection, FIRST_KEY, last)
-            assert found.key is not None
+            found, read = await search(connection, LOWEST_SUBJECT_KEY, last)
+            assert found.next_key is not None
             assert 200 < read < 200_000
             found, read = await search(connection, None, last, 0)
-            assert found.behind is not None
+            assert found.after_id is not None
             assert 9000 < read < 200_000
 
 
@@ -225,7 +225,7 @@ async def test_deliveries_behind_the_position_are_found(live, monkeypatch):
     Fails when: no sweep follows after the position has passed deliveries without reading
     them, or it searches only subjects.
     """
-    monkeypatch.setattr(sweep, "RESCAN", math.inf)
+    monkeypatch.setattr(sweep, "SWEEP_INTERVAL", math.inf)
     recording, subject = RecordingTarget(), uuid4()
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")
@@ -245,7 +245,7 @@ async def test_a_subject_unblocked_by_another_session_continues(live, monkeypatc
 
     Fails when: only settlements free a subject.
     """
-    monkeypatch.setattr(sweep, "RESCAN", 0.2)
+    monkeypatch.setattr(sweep, "SWEEP_INTERVAL", 0.2)
 
     async def behave(delivery):
         if delivery.event.id == first:
@@ -274,7 +274,7 @@ async def test_a_subject_continues_when_its_next_delivery_fits(live, monkeypatch
 
     Fails when: a freed subject is requested only once, regardless of the answer.
     """
-    monkeypatch.setattr(sweep, "RESCAN", math.inf)
+    monkeypatch.setattr(sweep, "SWEEP_INTERVAL", math.inf)
     ended = anyio.Event()
 
     async def behave(delivery):
@@ -304,7 +304,7 @@ async def test_returned_deliveries_are_taken_again_after_a_pause(live, monkeypat
     Fails when: a delivery is given back and its subject is not requested again.
     """
 
-    async def nothing(self: DeliverySession, searches: Sequence[Search]) -> list[Found]:
+    async def nothing(self: DeliverySession, searches: Sequence[Search]) -> list[SearchResult]:
         return []
 
     monkeypatch.setattr(DeliverySession, "sweep", nothing)
@@ -343,7 +343,7 @@ async def test_the_delivery_behind_a_cancelled_one_continues(live, monkeypatch):
         first, second = [await insert_event(connection, subject) for _ in range(2)]
         async with delivering(live.dsn, recording.target()) as recorder:
             await wait_until(lambda: connection.fetchval("select max(tries) from iu_route_delivery"), "a failure")
-            monkeypatch.setattr(sweep, "RESCAN", math.inf)
+            monkeypatch.setattr(sweep, "SWEEP_INTERVAL", math.inf)
             await connection.execute(gate, "false")
             await recorder.wait_for(RoutePaused)
             await connection.execute("select fn_iu_delivery_cancel($1, $2, 'a test')", ROUTE, first)
@@ -368,9 +368,9 @@ async def test_the_position_does_not_pass_an_uncommitted_batch(live):
             late = await batch.fetchval("select max(id) from iu_route_delivery")
             assert last < late < await connection.fetchval(replay, WORKER, ROUTE)
             _, state, _ = await take(connection)
-            assert (state.after, state.passed is None) == (last, False)
-        supply, state, _ = await take(connection, state.after)
-        assert ([t.delivery.id for t in supply.taken], state.after) == ([late], late)
+            assert (state.position, state.skipped_after is None) == (last, False)
+        supply, state, _ = await take(connection, state.position)
+        assert ([t.delivery.id for t in supply.taken], state.position) == ([late], late)
 
 
 async def test_deliveries_of_a_deleted_cursor_are_delivered(live):
@@ -451,7 +451,7 @@ async def test_trial_deliveries_alternate_between_new_and_failed_ones(live):
         key = await connection.fetchval("select subject_key from iu_route_delivery where id = $1", new)
         await connection.execute("update iu_route_delivery set due_at = now(), failed_at = now() where id = $1", failed)
         session = DeliverySession(connection, connection, Settings(), uuid4())
-        want = TakeRequest(route=ROUTE, room=9, after=new, deadline=1)
+        want = TakeRequest(route=ROUTE, capacity=9, position=new, deadline=1)
         await connection.execute("insert into iu_delivery_breaker (route_code) values ($1)", ROUTE)
         for probes, probe in ((0, new), (1, new), (2, failed), (3, new)):
             await connection.execute(
@@ -487,7 +487,7 @@ async def test_replays_of_one_subject_are_parked_unread(live):
         assert await connection.fetchval(alone, ids[-1]) == "queued"
         assert await connection.fetchval("select count(*) from iu_route_delivery where due_at < 'infinity'") == 1
         _, state, _ = await take(connection)
-        supply, _, read = await take(connection, state.after)
+        supply, _, read = await take(connection, state.position)
         assert [t.delivery.event.id for t in supply.taken] == [ids[0]]
         assert read < 20
         async with delivering(live.dsn, recording.target()):

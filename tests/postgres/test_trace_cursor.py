@@ -160,7 +160,7 @@ async def test_attempts_of_another_history_link_to_no_batch(live):
         await open_gate(live.dsn)
         event = await insert_event(connection)
         await drain(connection)
-        place = await source.again(since)
+        place = await source.place_since(since)
         spans = [s for s in (await source.page(place, 100)).spans if s.name.startswith("process")]
         links = {span.trace_id == event.hex: len(span.links) for span in spans}
         assert links == {True: 2, False: 1}

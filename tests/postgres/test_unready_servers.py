@@ -61,8 +61,8 @@ async def test_a_consumer_without_listen_polls(live):
         event = await insert_event(admin)
         await wait_until_routed(admin, [event], within=2)
         assert ["switched off" in said.why for said in seen.of(Polling)] == [True]
-        bells = "select count(*) from pg_stat_activity where datname = current_database() and application_name like '%bell%'"
-        assert await admin.fetchval(bells) == 0
+        sessions = "select count(*) from pg_stat_activity where datname = current_database() and application_name like '%listener%'"
+        assert await admin.fetchval(sessions) == 0
         assert not (await latest_heartbeat(admin))["listening"]
 
 

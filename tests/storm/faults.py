@@ -148,7 +148,7 @@ async def bell_terminated(environment: Environment) -> AsyncIterator[None]:
 @fault("all sessions of the consumers terminated", bound=2)
 async def all_terminated(environment: Environment) -> AsyncIterator[None]:
     """pg_terminate_backend ends the worker, listener and token sessions of all consumers."""
-    await environment.rows(TERMINATE, [WORKER_SESSION, BELL_SESSION, "iu-listen token"])
+    await environment.rows(TERMINATE, [WORKER_SESSION, BELL_SESSION, "iu-listen listen-test"])
     yield
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from iu_listen.admin import retention
 from iu_listen.model.errors import DatabaseUnreachable, SessionLost
-from iu_listen.postgres.earlier_sessions import MOST
+from iu_listen.postgres.earlier_sessions import MAX_EARLIER_SESSIONS
 from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import session
 from storm.environment import CONNECTION_ERRORS, Environment
@@ -24,8 +24,8 @@ Action = Callable[[Environment], Awaitable[None]]
 #: was cut, whether its transaction was committed.
 RETENTION_KEEP = "20 s"
 
-#: Largest number of sessions of one consumer: eight purposes, each with one session and up to MOST former ones.
-MAX_SESSIONS_PER_CONSUMER = 8 * (1 + MOST)
+#: Largest number of sessions of one consumer: eight purposes, each with one session and up to MAX_EARLIER_SESSIONS earlier ones.
+MAX_SESSIONS_PER_CONSUMER = 8 * (1 + MAX_EARLIER_SESSIONS)
 
 #: Number of waiting deliveries from which quick and bulk producers pause.
 MAX_WAITING_DELIVERIES = 5_000

@@ -13,10 +13,10 @@ from telemetry.receiver import GrpcReceiver, Receiver
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short pauses and small pages."""
-    monkeypatch.setattr(trace_export, "PAGE", 50)
-    monkeypatch.setattr(trace_export, "IDLE_PAUSE", 0.02)
-    monkeypatch.setattr(trace_export, "RETRY_PAUSE", 0.2)
-    monkeypatch.setattr(trace_export, "REFUSAL_PAUSE", 0.1)
+    monkeypatch.setattr(trace_export, "PAGE_ROWS", 50)
+    monkeypatch.setattr(trace_export, "IDLE_EXPORT_PAUSE", 0.02)
+    monkeypatch.setattr(trace_export, "MAX_EXPORT_BACKOFF", 0.2)
+    monkeypatch.setattr(trace_export, "MAX_REFUSAL_BACKOFF", 0.1)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import anyio
 import asyncpg
 
 from iu_listen.app import PostgresSessions
-from iu_listen.flow.trace_export import Export
+from iu_listen.flow.trace_export import TraceExport
 from iu_listen.model.settings import Settings
 from iu_listen.telemetry.otlp.factory import create_collector
 from support import Recorder, drain, insert_event, wait_until
@@ -36,7 +36,7 @@ async def exporting(
     }
     there = create_collector(variables | environ)
     assert there is not None
-    exporter = Export(
+    exporter = TraceExport(
         PostgresSessions(Settings.load({}, {"dsn": dsn, "session_timeout": lease, "catch_up": lease / 2})),
         there,
         recorder,

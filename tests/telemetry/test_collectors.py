@@ -21,7 +21,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from iu_listen.app import PostgresSessions
 from iu_listen.flow import trace_export
-from iu_listen.flow.trace_export import Export
+from iu_listen.flow.trace_export import TraceExport
 from iu_listen.model import spans
 from iu_listen.model.observation import ExportDelayed, SessionFailed, SpansExported
 from iu_listen.model.settings import Settings
@@ -270,7 +270,7 @@ async def test_a_malformed_end_waits_for_something_else(live, receiver):
         async with exporting(live.dsn, receiver) as recorder:
 
             async def refused_often() -> bool:
-                return len(recorder.of(ExportDelayed)) > 2 * trace_export.REFUSALS
+                return len(recorder.of(ExportDelayed)) > 2 * trace_export.MAX_REFUSALS
 
             await wait_until(refused_often, "it is held back for long")
             assert {o.poison for o in recorder.of(ExportDelayed)} == {None}
@@ -290,7 +290,7 @@ async def test_many_malformed_spans_in_a_row_are_left_out(live, receiver, monkey
 
     Fails when: a page of refused spans always counts as an outage.
     """
-    monkeypatch.setattr(trace_export, "REFUSALS", 4)
+    monkeypatch.setattr(trace_export, "MAX_REFUSALS", 4)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         for _ in range(80):
@@ -342,7 +342,7 @@ async def test_who_refuses_by_whim_loses_nothing(live, receiver, whim):
             await burst(connection, 90)
 
             async def held_for_long() -> bool:
-                return len(recorder.of(ExportDelayed)) > 2 * trace_export.REFUSALS
+                return len(recorder.of(ExportDelayed)) > 2 * trace_export.MAX_REFUSALS
 
             if whim == "traces beyond a limit":
                 await wait_until(held_for_long, "it is held back for long", 60)
@@ -514,8 +514,8 @@ async def test_a_page_that_waits_long_keeps_its_session(live, receiver, monkeypa
 
     Fails when: the session is not used meanwhile.
     """
-    monkeypatch.setattr(trace_export, "ALIVE", 1.0)
-    monkeypatch.setattr(trace_export, "RETRY_PAUSE", 10.0)
+    monkeypatch.setattr(trace_export, "KEEPALIVE_INTERVAL", 1.0)
+    monkeypatch.setattr(trace_export, "MAX_EXPORT_BACKOFF", 10.0)
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
         await insert_event(connection)
@@ -561,7 +561,7 @@ async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, a
         seen = Recorder()
         there = create_collector({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": receiver.endpoint})
         assert there is not None
-        once = Export(PostgresSessions(Settings.load({}, {"dsn": live.dsn})), there, seen)
+        once = TraceExport(PostgresSessions(Settings.load({}, {"dsn": live.dsn})), there, seen)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(once.once, begun if again else None)
             for pages in (3, 6):
@@ -574,5 +574,5 @@ async def test_a_command_goes_on_after_the_loss_of_its_session(live, receiver, a
         assert {key for key, span in receiver.spans.items() if not span.name.startswith("send ")} == await rows(
             connection
         )
-        assert receiver.received <= 600 + 2 * 2 * trace_export.PAGE
+        assert receiver.received <= 600 + 2 * 2 * trace_export.PAGE_ROWS
         assert seen.of(SessionFailed)

@@ -63,7 +63,7 @@ async def test_a_killed_export_goes_on_where_it_was_accepted(live, receiver):
                 await recorder.wait_for(SpansExported)
         async with exporting(live.dsn, receiver):
             await all_there(connection, receiver)
-        assert receiver.received <= len(receiver.spans) + 9 * 2 * trace_export.PAGE
+        assert receiver.received <= len(receiver.spans) + 9 * 2 * trace_export.PAGE_ROWS
 
 
 async def test_what_the_receiver_did_not_take_outlives_the_export(live, receiver):

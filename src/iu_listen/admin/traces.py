@@ -8,6 +8,7 @@ from iu_listen.admin.ids import MIN_PREFIX_CHARS, complete_id, id_range, is_id
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.spans import Span, attempt_span, call_span, event_span, letter_span
 from iu_listen.postgres import queries
+from iu_listen.postgres.lease import described
 from iu_listen.postgres.session import Connection, translate_driver_errors
 from iu_listen.postgres.trace import TRACE_KEY
 
@@ -25,9 +26,7 @@ async def end(connection: Connection, name: str) -> int | None:
     with translate_driver_errors():
         async with connection.transaction():
             if not await queries.value(connection, "trace/lock", TRACE_KEY, name):
-                holder = (
-                    await queries.value(connection, "lease_holder", TRACE_KEY, name) or "its session has just ended"
-                )
+                holder = described(await queries.value(connection, "lease_holder", TRACE_KEY, name))
                 hint = "Stop that process first, or start it without OTEL_TRACES_EXPORTER."
                 raise Refused(f"the trace export is running: {holder}", hint)
             spans: int | None = await queries.value(connection, "trace/forget", name)

@@ -17,10 +17,10 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from iu_listen.admin import times
 from iu_listen.admin import traces as admin_traces
-from iu_listen.app import EXPORT, Observers, PostgresSessions
+from iu_listen.app import TRACE_EXPORT_NAME, Observers, PostgresSessions
 from iu_listen.cli import output, waterfall
 from iu_listen.cli.context import ConnectionOptions, connected, open_context
-from iu_listen.flow.trace_export import Export
+from iu_listen.flow.trace_export import TraceExport
 from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, Refused, SessionLost
 from iu_listen.model.observation import ExportDelayed, Observation, SessionFailed, SpansExported
@@ -119,7 +119,7 @@ def trace_export(
                     moment = await times.moment(connection, since) if since else None
                     database = (await queries.rows(connection, "target"))[0]["database"]
                 metrics = _metrics(database)
-                export = Export(
+                export = TraceExport(
                     PostgresSessions(context.settings, batches=False),
                     client,
                     Observers([export_progress, metrics] if metrics else [export_progress]),
@@ -159,7 +159,7 @@ def _end(options: ConnectionOptions | None) -> int:
         with open_context(options) as context:
             async with context.session() as connection:
                 await requirements.require_package(connection)
-                return await admin_traces.end(connection, EXPORT)
+                return await admin_traces.end(connection, TRACE_EXPORT_NAME)
 
     spans = anyio.run(run)
     if options and options.json:

@@ -10,10 +10,10 @@ import random
 from typing import Final
 
 #: First pause, in seconds.
-BASE: Final = 0.1
+BACKOFF_BASE: Final = 0.1
 
 
 def backoff(tries: int, cap: float, jitter: random.Random) -> float:
-    """Seconds to wait after ``tries`` failures in a row (at least 1): from BASE / 2 up to ``cap``."""
-    ceiling = min(cap, BASE * 2.0 ** min(tries - 1, 30))
-    return float(jitter.uniform(min(BASE / 2, ceiling), ceiling))
+    """Seconds to wait after ``tries`` failures in a row (at least 1): from BACKOFF_BASE / 2 up to ``cap``."""
+    ceiling = min(cap, BACKOFF_BASE * 2.0 ** min(tries - 1, 30))
+    return float(jitter.uniform(min(BACKOFF_BASE / 2, ceiling), ceiling))

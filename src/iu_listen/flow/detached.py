@@ -1,4 +1,4 @@
-"""Loose tasks: they run user code, which may ignore its cancellation, and they can be abandoned.
+"""Detached tasks: they run user code, which may ignore its cancellation, and they can be abandoned.
 
 A task group waits for each of its tasks, even for one that ignores its cancellation. So user code is awaited only in
 tasks outside of all task groups. This is the only module of the flow that uses asyncio directly.
@@ -13,7 +13,7 @@ from typing import Final
 import anyio
 
 #: Interval at which the cancellation of a task that goes on is repeated, in seconds.
-AGAIN: Final = 0.1
+CANCEL_INTERVAL: Final = 0.1
 
 
 class DetachedTask:
@@ -58,7 +58,7 @@ class DetachedTask:
         self._scope.cancel()
         self._shield.shield = True
 
-    def leave(self) -> None:
+    def abandon(self) -> None:
         """Abandon the task: it goes on, and ``asyncio.run`` does not wait for it."""
         # The only way to exclude a task from those that asyncio.run waits for. It is documented for task implementers.
         asyncio._unregister_task(self._task)  # noqa: SLF001
@@ -66,21 +66,21 @@ class DetachedTask:
 
 async def end(tasks: Iterable[DetachedTask], seconds: float) -> list[DetachedTask]:
     """Cancel these tasks repeatedly for at most ``seconds`` seconds. Returns the tasks that still run."""
-    going = list(tasks)
+    running = list(tasks)
     until = anyio.current_time() + seconds
-    while going and (left := until - anyio.current_time()) > 0:
-        for task in going:
+    while running and (remaining := until - anyio.current_time()) > 0:
+        for task in running:
             task.cancel()
-        going = await _going(going, min(left, AGAIN))
-    return going
+        running = await _still_running(running, min(remaining, CANCEL_INTERVAL))
+    return running
 
 
-async def within(seconds: float, patience: float, run: Callable[[], Awaitable[object]]) -> None:
+async def within(seconds: float, abandon_after: float, run: Callable[[], Awaitable[object]]) -> None:
     """Run an asynchronous function with a deadline, and abandon it if it ignores its cancellation.
 
     Args:
         seconds: Time after which the function is cancelled, in seconds.
-        patience: Time from the cancellation until the function is abandoned, in seconds.
+        abandon_after: Time from the cancellation until the function is abandoned, in seconds.
         run: The function.
 
     Raises:
@@ -88,14 +88,14 @@ async def within(seconds: float, patience: float, run: Callable[[], Awaitable[ob
     """
     task = DetachedTask(run)
     with anyio.CancelScope(shield=True):
-        if await _going([task], seconds):
-            for left in await end([task], patience):
-                left.leave()
+        if await _still_running([task], seconds):
+            for running in await end([task], abandon_after):
+                running.abandon()
     if task.error is not None:
         raise task.error
 
 
-async def _going(tasks: Iterable[DetachedTask], seconds: float) -> list[DetachedTask]:
+async def _still_running(tasks: Iterable[DetachedTask], seconds: float) -> list[DetachedTask]:
     """Wait at most ``seconds`` seconds until these tasks have ended. Returns the tasks that still run."""
     waiting = {task._task: task for task in tasks}  # noqa: SLF001 of the same module
     _, pending = await asyncio.wait(waiting, timeout=seconds)

@@ -20,12 +20,15 @@ class PauseReporter:
         self._worker = worker
         self._observer = observer
 
-    def tell(self, route: Route) -> None:
-        """Report the reason why a route is paused, or that it is free, if that has changed since the last report."""
-        held, why, code = route.state.held, route.state.why, route.state.route
-        if not held and route.no_target:
-            held, why = "no_target", route.no_target
-        if held != route.told:
-            free = RouteResumed(self._worker, code, route.told)
-            self._observer.observe(RoutePaused(self._worker, code, held, why, route.hint) if held else free)
-            route.told = held
+    def report(self, route: Route) -> None:
+        """Report the reason why a route is paused, or that it is resumed, if that has changed since the last report."""
+        paused_by, why = route.state.paused_by, route.state.failure
+        if not paused_by and route.no_target:
+            paused_by, why = "no_target", route.no_target
+        if paused_by == route.last_reported:
+            return
+        if paused_by:
+            self._observer.observe(RoutePaused(self._worker, route.code, paused_by, why, route.hint))
+        else:
+            self._observer.observe(RouteResumed(self._worker, route.code, route.last_reported))
+        route.last_reported = paused_by

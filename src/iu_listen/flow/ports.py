@@ -7,10 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
-from iu_listen.model.delivery import Delivery, Found, Lease, Outcome, Search, TakenDelivery, TakeRequest, TakeResult
+from iu_listen.model.delivery import Delivery, Lease, Outcome, Search, SearchResult, TakeRequest, TakeResult
 from iu_listen.model.monitoring import Blocker, CompletenessPage, MetricsSnapshot
 from iu_listen.model.observation import Observation
-from iu_listen.model.routing import Batch, BatchFailure, State, Tally
+from iu_listen.model.routing import BatchAnswer, BatchFailure, State, Tally
 from iu_listen.model.spans import Page, Place, Span, Verdict
 
 
@@ -42,19 +42,12 @@ class BatchRunner(Protocol):
     async def take_lease(self) -> str | None:
         """Try to take the worker's lease. Returns None on success, else a description of the lease holder."""
 
-    async def run_batch(
-        self,
-        limit: int,
-        wants: Sequence[TakeRequest] = (),
-        give: Callable[[Sequence[TakenDelivery], float], None] | None = None,
-    ) -> Batch:
+    async def run_batch(self, limit: int, requests: Sequence[TakeRequest] = ()) -> BatchAnswer:
         """Route at most ``limit`` events in one transaction, and hand over new deliveries.
 
         Args:
             limit: Most events.
-            wants: The deliveries that the dispatcher accepts, by route.
-            give: Called at most once, before this method returns, with the deliveries that were taken and the duration
-                of the batch in seconds. It must neither raise nor wait.
+            requests: The deliveries that the dispatcher accepts, by route.
         """
 
     async def note_failure(self, limit: int, failure: BatchFailure) -> None:
@@ -93,7 +86,7 @@ class Listener(Protocol):
 class BlockerSource(Protocol):
     """The session of the monitor.
 
-    Every method raises as those of Outbox do, and NoAnswer when no answer came within the deadline.
+    Every method raises as those of BatchRunner do, and NoAnswer when no answer came within the deadline.
     """
 
     async def blockers(self) -> list[Blocker]:
@@ -125,14 +118,14 @@ class CompletenessChecker(Protocol):
 
 
 class MetricsSource(Protocol):
-    """The session that measures the database for metrics. It raises as Outbox does."""
+    """The session that measures the database for metrics. It raises as BatchRunner does."""
 
     async def measure(self) -> MetricsSnapshot:
         """All figures of this moment, and the latencies of the decisions since the last call."""
 
 
 class TraceSource(Protocol):
-    """The session of the trace export. Every method raises SessionLost or Refused, as those of Outbox do."""
+    """The session of the trace export. Every method raises SessionLost or Refused, as those of BatchRunner do."""
 
     async def take_lease(self) -> str | None:
         """Try to become the only reader of the export. Returns None on success, else a description of the reader."""
@@ -140,13 +133,13 @@ class TraceSource(Protocol):
     async def tick(self) -> Place | None:
         """The place up to which the collector accepted the open tick; None: there is nothing to export."""
 
-    async def again(self, since: datetime) -> Place:
+    async def place_since(self, since: datetime) -> Place:
         """The place from which all rows since this time are exported again."""
 
-    async def beyond(self, place: Place) -> Sequence[Span]:
+    async def spans_after(self, place: Place) -> Sequence[Span]:
         """Spans of the newest attempts after a place, in its tick or in later ones; empty: there are none."""
 
-    async def alive(self) -> None:
+    async def keep_alive(self) -> None:
         """Execute a statement, so that the session timeout does not end the session."""
 
     async def page(self, place: Place, limit: int) -> Page:
@@ -182,32 +175,6 @@ class Target(Protocol):
         """Close all connections, in bounded time. deliver() is not called after this."""
 
 
-class DispatcherPort(Protocol):
-    """The dispatcher: delivers what is queued. Its methods must neither raise nor wait."""
-
-    @property
-    def delivering(self) -> bool:
-        """True: the dispatcher holds the delivery lease and runs take queries by itself."""
-
-    def work(self) -> None:
-        """Start to deliver: this consumer holds the worker's lease. Also called when new deliveries are queued."""
-
-    def wants(self) -> Sequence[TakeRequest]:
-        """How many of its new deliveries a batch may hand over, by route."""
-
-    def hand_over(self, wants: Sequence[TakeRequest], given: Sequence[TakenDelivery], seconds: float) -> None:
-        """Accept deliveries that a batch has queued and taken for the dispatcher.
-
-        Args:
-            wants: The answer of wants() with which the batch began.
-            given: The deliveries.
-            seconds: Duration of the batch, in seconds.
-        """
-
-    def rest(self) -> None:
-        """Stop to deliver: another consumer holds the worker's lease."""
-
-
 class TargetProvider(Protocol):
     """The registry of targets."""
 
@@ -228,16 +195,17 @@ class TargetProvider(Protocol):
 
 
 class DeliveryStore(Protocol):
-    """The delivery session. Every method raises SessionLost or Refused, as those of Outbox do."""
+    """The delivery session. Every method raises SessionLost or Refused, as those of BatchRunner do."""
 
-    async def take_lease(self, gone: str = "") -> Lease:
+    async def take_lease(self, gone_holder: str = "") -> Lease:
         """Try to take the delivery lease of the worker.
 
         Args:
-            gone: A lease holder that had no session at the previous try; empty: none. Its lease can be taken over.
+            gone_holder: A lease holder that had no session at the previous try, so that its lease can be taken over;
+                empty: there was none.
         """
 
-    async def settle(self, done: Sequence[Outcome]) -> int | None:
+    async def settle(self, outcomes: Sequence[Outcome]) -> int | None:
         """Write outcomes and renew the delivery lease. It may run at the same time as take().
 
         Returns:
@@ -245,20 +213,20 @@ class DeliveryStore(Protocol):
         """
 
     async def take(
-        self, wants: Sequence[TakeRequest], again: Sequence[int], freed: Sequence[tuple[str, int]]
+        self, requests: Sequence[TakeRequest], retried_ids: Sequence[int], unblocked: Sequence[tuple[str, int]]
     ) -> TakeResult:
         """Take the next deliveries, and read the state of each route.
 
         Args:
-            wants: Number of deliveries, and the position to start from, for each route.
-            again: Ids of deliveries that the dispatcher holds and that were attempted before.
-            freed: Routes and keys of subjects of which the next delivery may go on.
+            requests: Number of deliveries, and the position to start from, for each route.
+            retried_ids: Ids of deliveries that the dispatcher holds and that were attempted before.
+            unblocked: Routes and keys of subjects of which the next delivery may go on.
         """
 
-    async def sweep(self, searches: Sequence[Search]) -> Sequence[Found]:
+    async def sweep(self, searches: Sequence[Search]) -> Sequence[SearchResult]:
         """Search a bounded part of the deliveries that lie before the positions of their routes."""
 
-    async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
+    async def record_in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
         """Write the routes and ids of the deliveries that are about to be in flight. False: the lease is lost."""
 
     async def note_unusable(self, routes: Mapping[str, tuple[str, str]]) -> None:
@@ -271,14 +239,15 @@ class DeliveryStore(Protocol):
 class Sessions(Protocol):
     """Opens sessions. Each method returns a context manager that always closes its session in bounded time.
 
-    Entering the context raises SessionLost when no session can be opened, and NoBell when LISTEN cannot work.
+    Entering the context raises SessionLost when no session can be opened, and ListenUnavailable when LISTEN cannot
+    work.
     """
 
     def worker(self) -> AbstractAsyncContextManager[BatchRunner]:
         """Open the worker session."""
 
-    def listener(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
-        """Open the listener session; ``ring`` is called for every notification and when the session ends."""
+    def listener(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
+        """Open the listener session; ``wake`` is called for every notification and when the session ends."""
 
     def monitor(self) -> AbstractAsyncContextManager[BlockerSource]:
         """Open the session of the monitor."""
@@ -292,8 +261,8 @@ class Sessions(Protocol):
     def trace_source(self) -> AbstractAsyncContextManager[TraceSource]:
         """Open the session of the trace export."""
 
-    def deliveries(self, ring: Callable[[], None]) -> AbstractAsyncContextManager[DeliveryStore]:
-        """Open the delivery session; ``ring`` is called when it is lost."""
+    def deliveries(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[DeliveryStore]:
+        """Open the delivery session; ``wake`` is called when it is lost."""
 
 
 class ListenUnavailable(Exception):

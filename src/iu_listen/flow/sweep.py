@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
-from iu_listen.flow.freed_subjects import FreedSubjects
 from iu_listen.flow.in_flight import InFlightLedger
 from iu_listen.flow.ports import DeliveryStore
 from iu_listen.flow.route import Route
+from iu_listen.flow.unblocked_subjects import UnblockedSubjects
 from iu_listen.flow.wake_event import WakeEvent
-from iu_listen.model.delivery import PROBED, Search
+from iu_listen.model.delivery import TRIAL_PAUSES, Search
 
-#: Interval at which all subjects are searched, in seconds. It finds subjects that were not freed by a settlement.
-RESCAN: Final = 30.0
+#: Interval at which all subjects are searched, in seconds. It finds subjects that were not unblocked by a settlement.
+SWEEP_INTERVAL: Final = 30.0
 #: Pause between two parts of a sweep, in seconds. A part has at most 500 subjects, so a sweep of n subjects takes about
 #: n / 10 000 seconds.
-PAUSE: Final = 0.05
+SWEEP_PAUSE: Final = 0.05
 
 
 class Sweeper:
@@ -25,52 +25,59 @@ class Sweeper:
 
     Args:
         clock: Monotonic clock, in seconds.
-        freed: Receives the subjects that may go on.
-        ledger: The deliveries that the consumer has taken.
-        ring: Set when a delivery may go on.
+        unblocked: Receives the subjects that may go on.
+        ledger: The in-flight deliveries.
+        wake: Set when a delivery may go on.
     """
 
     def __init__(
-        self, clock: Callable[[], float], freed: FreedSubjects, ledger: InFlightLedger, ring: WakeEvent
+        self, clock: Callable[[], float], unblocked: UnblockedSubjects, ledger: InFlightLedger, wake: WakeEvent
     ) -> None:
         self._clock = clock
-        self._freed = freed
+        self._unblocked = unblocked
         self._ledger = ledger
-        self._ring = ring
+        self._wake = wake
         self._started = -math.inf
         self._searched = -math.inf
 
     def pause(self, routes: Iterable[Route]) -> float:
         """Seconds until the next part of a sweep; inf: no route has to be searched."""
-        left = self._searched + PAUSE - self._clock()
-        return max(0.0, left) if any(self._may(route) for route in routes) else math.inf
+        remaining = self._searched + SWEEP_PAUSE - self._clock()
+        return max(0.0, remaining) if any(self._must_search(route) for route in routes) else math.inf
 
-    async def turn(self, session: DeliveryStore, routes: Collection[Route]) -> None:
-        """Search the next part of each route, if PAUSE seconds have passed since the last part."""
+    async def search(self, session: DeliveryStore, routes: Iterable[Route]) -> None:
+        """Search the next part of each route, if SWEEP_PAUSE seconds have passed since the last part."""
         now = self._clock()
-        if now - self._started > RESCAN:
+        if now - self._started > SWEEP_INTERVAL:
             self._started = now
             for route in routes:
                 route.sweep.start()
-        asked = {r.state.route: (r, r.sweep) for r in routes if self._may(r)} if now - self._searched >= PAUSE else {}
-        if not asked:
+        searched = (
+            {r.code: (r, r.sweep) for r in routes if self._must_search(r)}
+            if now - self._searched >= SWEEP_PAUSE
+            else {}
+        )
+        if not searched:
             return
         self._searched = now
-        searches = [Search(route=c, key=s.key, behind=s.behind, after=r.after) for c, (r, s) in asked.items()]
+        searches = [
+            Search(route=code, from_key=sweep.next_key, after_id=sweep.after_id, position=route.position)
+            for code, (route, sweep) in searched.items()
+        ]
         for found in await session.sweep(searches):
-            route, sweep = asked[found.route]
-            sweep.goes_on(found.key, found.behind)
-            if found.first is not None and route.sweep is sweep:
-                route.after = min(route.after, found.first - 1)
-                self._ring.set()
-            # Skip subjects with an in-flight delivery: its settlement frees the subject.
+            route, sweep = searched[found.route]
+            sweep.advance(found.next_key, found.after_id)
+            if found.first_id is not None and route.sweep is sweep:
+                route.position = min(route.position, found.first_id - 1)
+                self._wake.set()
+            # Skip subjects with an in-flight delivery: its settlement unblocks the subject.
             in_flight = {t.subject_key for t in self._ledger if t.delivery.route == found.route} if found.keys else ()
             keys = [key for key in found.keys if key not in in_flight]
             if keys:
-                self._freed.add(found.route, keys)
-                self._ring.set()
+                self._unblocked.add(found.route, keys)
+                self._wake.set()
 
-    def _may(self, route: Route) -> bool:
+    def _must_search(self, route: Route) -> bool:
         """Whether a route has to be searched, and its deliveries may begin, at least as trial deliveries."""
-        lets = route.target is not None and route.state.held in {"", *PROBED}
-        return lets and route.sweep.active and not self._freed.waits(route.state.route)
+        may_begin = route.target is not None and route.state.paused_by in {"", *TRIAL_PAUSES}
+        return may_begin and route.sweep.active and not self._unblocked.pending(route.code)

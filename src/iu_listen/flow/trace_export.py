@@ -19,46 +19,46 @@ import anyio
 
 from iu_listen.flow.backoff import backoff
 from iu_listen.flow.ports import Collector, Observer, Sessions, TraceSource
-from iu_listen.model.errors import Refused, SessionLost, words
+from iu_listen.model.errors import Refused, SessionLost, safe_message
 from iu_listen.model.observation import ExportDelayed, SessionFailed, SpansExported
 from iu_listen.model.spans import CollectorAnswer, Page, Place, Span, Verdict
 
 #: Rows of a page (attempts, or dead letters). This size has the highest throughput on one core.
-PAGE = 500
+PAGE_ROWS = 500
 #: Rows of a page if the export runs in the process of a consumer, which is delayed while a page is read and sent.
-SMALL_PAGE = 100
+SMALL_PAGE_ROWS = 100
 #: Largest fraction of the time that the export may use while routing is behind.
-SHARE = 0.1
+EXPORT_TIME_SHARE = 0.1
 #: Longest pause after a page while routing is behind, in seconds.
-LONGEST_REST = 1.0
+MAX_BACKLOG_PAUSE = 1.0
 #: Pause when there is nothing to export, in seconds. It bounds the delay of a trace.
-IDLE_PAUSE = 0.5
+IDLE_EXPORT_PAUSE = 0.5
 #: Longest pause after a failure, in seconds.
-RETRY_PAUSE = 30.0
+MAX_EXPORT_BACKOFF = 30.0
 #: Interval at which the session is used while a page waits for the collector, in seconds, because the session timeout
 #: ends an idle session.
-ALIVE = 5.0
+KEEPALIVE_INTERVAL = 5.0
 #: Number of refusals of a span that is sent alone after which it is left out. A collector that refuses at random hardly
 #: refuses the same span that often in a row.
-REFUSALS: Final = 12
+MAX_REFUSALS: Final = 12
 #: Longest pause between two tries to send refused spans, in seconds.
-REFUSAL_PAUSE: Final = 2.0
+MAX_REFUSAL_BACKOFF: Final = 2.0
 #: Number of refused spans, without an accepted one, from which an outage is assumed and no further span is tried.
-OUTAGE: Final = 8
+OUTAGE_AFTER: Final = 8
 #: Losses of the session in a row, without an accepted page in between, after which a command gives up.
-PATIENCE: Final = 5
+MAX_SESSION_LOSSES: Final = 5
 #: Pause of a second reader between two tries to become the only reader, in seconds.
-STANDBY_PAUSE = 5.0
+EXPORT_STANDBY_PAUSE = 5.0
 
 
-class Export:
+class TraceExport:
     """Exports attempts and dead letters as spans.
 
     Args:
         sessions: Opens the session of the trace export.
         collector: Receiver of the spans.
         observer: Observer that receives observations.
-        page: Rows of a page (attempts, or dead letters); None: PAGE.
+        page: Rows of a page (attempts, or dead letters); None: PAGE_ROWS.
         jitter: Source of randomness for backoff.
     """
 
@@ -73,10 +73,10 @@ class Export:
         self._sessions = sessions
         self._collector = collector
         self._observer = observer
-        self._page = page or PAGE
+        self._page = page or PAGE_ROWS
         self._jitter = jitter or random.Random()
         # Losses of the session since the last accepted page.
-        self._losses = 0
+        self._failures = 0
 
     async def run(self) -> None:
         """Export until cancelled. After any error, including a lost session, wait for a backoff and go on."""
@@ -84,11 +84,11 @@ class Export:
             try:
                 async with self._sessions.trace_source() as source:
                     while await source.take_lease() is not None:  # noqa: ASYNC110 only a query can tell
-                        await anyio.sleep(STANDBY_PAUSE)
+                        await anyio.sleep(EXPORT_STANDBY_PAUSE)
                     while True:
                         if not await self.tick(source):
-                            await anyio.sleep(IDLE_PAUSE)
-                        self._losses = 0
+                            await anyio.sleep(IDLE_EXPORT_PAUSE)
+                        self._failures = 0
             except Exception as failed:  # noqa: BLE001 no error may end the export
                 await self._after(failed)
 
@@ -101,7 +101,7 @@ class Export:
 
         Raises:
             Refused: another reader exports, or the database answered with an error.
-            SessionLost: the session was lost more than PATIENCE times in a row.
+            SessionLost: the session was lost more than MAX_SESSION_LOSSES times in a row.
         """
         place: Place | None = None
         lost = False
@@ -113,29 +113,29 @@ class Export:
                             # The lease may still belong to this command's last session: the server may not have
                             # noticed its loss yet.
                             kind = SessionLost if lost else Refused
-                            said = f"another export is at it: {holder}"
-                            raise kind(said, "It goes on where this one would begin.")
+                            message = f"another process is exporting the traces: {holder}"
+                            raise kind(message, "It exports the rows that this command would export.")
                         # Complete the open tick, and export one new tick. Not more: while events are written, there
                         # is always another tick.
                         if await self.tick(source) is not None:
                             await self.tick(source)
                         return
-                    place = place or await source.again(since)
+                    place = place or await source.place_since(since)
                     async with aclosing(self._pages(source, place)) as pages:
                         async for page, verdict in pages:
                             place = page.place
-                            self._tell(page, verdict)
+                            self._report(page, verdict)
                     return
             except SessionLost as failed:
                 lost = True
-                if self._losses == PATIENCE:
+                if self._failures == MAX_SESSION_LOSSES:
                     raise
                 await self._after(failed)
 
     async def _after(self, failed: Exception) -> None:
-        self._losses += 1
-        pause = backoff(self._losses, RETRY_PAUSE, self._jitter)
-        self._observer.observe(SessionFailed("traces", words(failed), pause))
+        self._failures += 1
+        pause = backoff(self._failures, MAX_EXPORT_BACKOFF, self._jitter)
+        self._observer.observe(SessionFailed("traces", safe_message(failed), pause))
         await anyio.sleep(pause)
 
     async def tick(self, source: TraceSource) -> int | None:
@@ -148,15 +148,17 @@ class Export:
         async with aclosing(self._pages(source, place)) as pages:
             async for page, verdict in pages:
                 behind = await source.accepted(page, verdict.rejected)
-                self._tell(page, verdict)
+                self._report(page, verdict)
                 sent += len(page.spans)
                 if behind:
-                    await anyio.sleep(min((anyio.current_time() - began) * (1 / SHARE - 1), LONGEST_REST))
+                    await anyio.sleep(
+                        min((anyio.current_time() - began) * (1 / EXPORT_TIME_SHARE - 1), MAX_BACKLOG_PAUSE)
+                    )
                 began = anyio.current_time()
         return sent
 
-    def _tell(self, page: Page, verdict: Verdict) -> None:
-        self._losses = 0
+    def _report(self, page: Page, verdict: Verdict) -> None:
+        self._failures = 0
         if page.spans:
             taken = len(page.spans) - verdict.rejected
             self._observer.observe(SpansExported(taken, verdict.rejected, page.ignored, verdict.why))
@@ -166,39 +168,41 @@ class Export:
         last = False
         while not last:
             page = await source.page(place, self._page)
-            yield page, await _meanwhile_alive(source, lambda it=page: self._send(source, it))  # type: ignore[misc]
+            yield page, await _keeping_session_alive(source, lambda it=page: self._send(source, it))  # type: ignore[misc]
             place, last = page.place, page.last
 
     async def _send(self, source: TraceSource, page: Page) -> Verdict:
         """Send a page until the collector has accepted it. The verdict has the number of spans that were left out."""
         parts: list[Sequence[Span]] = [page.spans] if page.spans else []
         refused: list[Span] = []
-        thrown, why = 0, ""
+        left_out, why = 0, ""
         taken = failures = rounds = 0
-        outage = sure = False
+        outage = many_malformed = False
         while parts or refused:
-            if not parts or (len(refused) >= OUTAGE and not taken and not sure):
+            if not parts or (len(refused) >= OUTAGE_AFTER and not taken and not many_malformed):
                 # The round is complete, or an outage is assumed. A span that is refused alone in every round is
                 # malformed.
                 outage = bool(parts)
                 rounds += 1
-                if rounds >= REFUSALS and await self._takes_others(source, page):
+                if rounds >= MAX_REFUSALS and await self._accepts_other_spans(source, page):
                     if not outage:
                         for span in refused:
                             self._observer.observe(ExportDelayed(why, 0.0, span.span_id))
-                        return Verdict(CollectorAnswer.ACCEPTED, why, rejected=thrown + len(refused))
+                        return Verdict(CollectorAnswer.ACCEPTED, why, rejected=left_out + len(refused))
                     # The collector accepts other spans, so this is no outage: many spans are malformed. From now on
                     # complete every round.
-                    sure, outage, rounds = True, False, 0
+                    many_malformed, outage, rounds = True, False, 0
                 failures += 1
-                soon = not outage and rounds < REFUSALS
-                await self._held(why, backoff(failures, REFUSAL_PAUSE if soon else RETRY_PAUSE, self._jitter))
+                soon = not outage and rounds < MAX_REFUSALS
+                await self._delay(
+                    why, backoff(failures, MAX_REFUSAL_BACKOFF if soon else MAX_EXPORT_BACKOFF, self._jitter)
+                )
                 parts.append(refused)
                 refused, taken = [], 0
             part = parts.pop()
             verdict = await self._collector.send(part)
             if verdict.answer is CollectorAnswer.ACCEPTED:
-                thrown, taken, failures = thrown + verdict.rejected, taken + len(part) - verdict.rejected, 0
+                left_out, taken, failures = left_out + verdict.rejected, taken + len(part) - verdict.rejected, 0
                 why = verdict.why or why
                 # Refusals during an outage do not count as refusals of a span.
                 rounds, outage = 0 if outage else rounds, False
@@ -210,24 +214,24 @@ class Export:
                 why = verdict.why
             else:
                 failures += 1
-                # Obey the delay that the collector asks for, at most 10 * RETRY_PAUSE.
-                asked = min(verdict.retry_after or 0.0, 10 * RETRY_PAUSE)
-                await self._held(verdict.why, max(asked, backoff(failures, RETRY_PAUSE, self._jitter)))
+                # Obey the delay that the collector asks for, at most 10 * MAX_EXPORT_BACKOFF.
+                asked = min(verdict.retry_after or 0.0, 10 * MAX_EXPORT_BACKOFF)
+                await self._delay(verdict.why, max(asked, backoff(failures, MAX_EXPORT_BACKOFF, self._jitter)))
                 parts.append(part)
-        return Verdict(CollectorAnswer.ACCEPTED, why if thrown else "", rejected=thrown)
+        return Verdict(CollectorAnswer.ACCEPTED, why if left_out else "", rejected=left_out)
 
-    async def _held(self, why: str, pause: float) -> None:
+    async def _delay(self, why: str, pause: float) -> None:
         self._observer.observe(ExportDelayed(why, pause, None))
         await anyio.sleep(pause)
 
-    async def _takes_others(self, source: TraceSource, page: Page) -> bool:
+    async def _accepts_other_spans(self, source: TraceSource, page: Page) -> bool:
         """Whether the collector accepts spans at present: sends at most 3 spans of rows after the page.
 
         Those spans are new to it. Known spans prove nothing, because a collector at its limit may still accept them. If
         there is no row after the page, the answer is False: then no row waits for the page either. The spans that are
         sent here are sent again with their own page, with the same ids.
         """
-        others = await source.beyond(page.place)
+        others = await source.spans_after(page.place)
         for span in self._jitter.sample(others, min(3, len(others))):
             verdict = await self._collector.send([span])
             if verdict.answer is not CollectorAnswer.ACCEPTED or verdict.rejected:
@@ -235,8 +239,8 @@ class Export:
         return bool(others)
 
 
-async def _meanwhile_alive(source: TraceSource, work: Callable[[], Awaitable[Verdict]]) -> Verdict:
-    """Await ``work`` and execute a statement in the session every ALIVE seconds, so that it does not time out.
+async def _keeping_session_alive(source: TraceSource, work: Callable[[], Awaitable[Verdict]]) -> Verdict:
+    """Await ``work``, and use the session every KEEPALIVE_INTERVAL seconds meanwhile, so that it does not time out.
 
     Raises:
         SessionLost, Refused: the session cannot be used any more; the work was cancelled.
@@ -249,10 +253,10 @@ async def _meanwhile_alive(source: TraceSource, work: Callable[[], Awaitable[Ver
         nonlocal lost
         try:
             while not over.is_set():
-                with anyio.move_on_after(ALIVE):
+                with anyio.move_on_after(KEEPALIVE_INTERVAL):
                     await over.wait()
                 if not over.is_set():
-                    await source.alive()
+                    await source.keep_alive()
         except (SessionLost, Refused) as failed:
             lost = failed
             tasks.cancel_scope.cancel()

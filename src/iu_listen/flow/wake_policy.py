@@ -45,21 +45,21 @@ class WakePolicy:
         linger: Time without events after which a busy consumer becomes idle, in seconds.
         busy_interval: Pause between two batches while busy, in seconds.
         poll_interval: Pause between two batches if there is no listener session, in seconds.
-        bell: Whether there is a listener session.
+        listening: Whether there is a listener session.
         armed: Whether producers are told to send NOTIFY.
     """
 
     linger: float
     busy_interval: float
     poll_interval: float
-    bell: bool = False
+    listening: bool = False
     armed: bool = False
     _streak: int = 0
     _last_event: float = field(default=float("-inf"))
     _arm_wait: float = 0.0
     _refused: bool = False
 
-    def looked(self, seen: int, now: float) -> None:
+    def batch_ran(self, seen: int, now: float) -> None:
         """Note that a batch read ``seen`` events at the time ``now``."""
         if not seen:
             return
@@ -68,7 +68,7 @@ class WakePolicy:
         self._streak = 2 if seen >= BUSY_BATCH else self._streak + 1 if close else 0
         self._last_event = now
 
-    def arm_tried(self, granted: bool) -> None:
+    def arm_result(self, granted: bool) -> None:
         """Note a try to arm the bell. False: refused because of a producer that sends no NOTIFY, or without a slot."""
         self.armed, self._refused = granted, not granted
         if granted:
@@ -76,9 +76,9 @@ class WakePolicy:
         else:
             self._arm_wait = min(max(self.busy_interval, 1.5 * self._arm_wait), ARM_WAIT_MAX)
 
-    def bell_changed(self, bell: bool) -> None:
+    def listener_changed(self, listening: bool) -> None:
         """Note that a listener session began or ended. A new session is not armed."""
-        self.bell, self.armed, self._arm_wait, self._refused = bell, False, 0.0, False
+        self.listening, self.armed, self._arm_wait, self._refused = listening, False, 0.0, False
 
     def disarmed(self) -> None:
         """Note that producers are told not to send NOTIFY."""
@@ -87,7 +87,7 @@ class WakePolicy:
     def next(self, now: float) -> tuple[Act, float]:
         """The action after a batch that left no events, and its duration in seconds (0 unless it is PAUSE)."""
         busy = self._streak >= 2 and now - self._last_event < self.linger
-        if not self.bell:
+        if not self.listening:
             return Act.PAUSE, self.busy_interval if busy else self.poll_interval
         if self.armed:
             return (Act.DISARM, 0.0) if busy else (Act.SLEEP, 0.0)

@@ -26,7 +26,7 @@ from uuid import UUID
 from iu_listen.model.spans import target_context
 
 #: Reasons of a pause during which one trial delivery at a time is attempted (half-open).
-PROBED: Final = frozenset({"breaker_open", "dead_letter_budget"})
+TRIAL_PAUSES: Final = frozenset({"breaker_open", "dead_letter_budget"})
 
 
 class Result(StrEnum):
@@ -176,26 +176,26 @@ class RouteState:
         kind: ``target_kind``.
         reference: ``target_ref``.
         policy: Delivery policy of the route, with defaults filled in (fn_iu_delivery_policy).
-        held: Reason why the route is paused; empty: it is not paused.
-        after: Position of the route: deliveries that were never attempted have been read up to this id.
-        passed: The position moved past the deliveries after this id without reading them; None: it skipped none.
+        paused_by: Reason why the route is paused; empty: it is not paused.
+        position: Deliveries of the route that were never attempted have been read up to this id.
+        skipped_after: The position moved past the deliveries after this id without reading them; None: it skipped none.
         kept_back: True: some deliveries that may go on were left out, because their payloads exceed the byte limit.
         due_in: Seconds until the next waiting delivery is due; None: no delivery waits for its time.
-        why: The last failure, if the circuit breaker is open; empty otherwise.
-        probing: Id of the trial delivery that is in flight; None: there is none.
+        failure: The last failure, if the circuit breaker is open; empty otherwise.
+        trial_id: Id of the trial delivery that is in flight; None: there is none.
     """
 
     route: str
     kind: str
     reference: str
     policy: Mapping[str, Any]
-    held: str = ""
-    after: int = 0
-    passed: int | None = None
+    paused_by: str = ""
+    position: int = 0
+    skipped_after: int | None = None
     kept_back: bool = False
     due_in: float | None = None
-    why: str = ""
-    probing: int | None = None
+    failure: str = ""
+    trial_id: int | None = None
 
     @property
     def span(self) -> str:
@@ -205,24 +205,24 @@ class RouteState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeRequest:
-    """How many deliveries of a route the dispatcher wants to take.
+    """How many deliveries of a route the dispatcher can accept.
 
     Attributes:
         route: Code of the route.
-        room: Most deliveries.
-        after: Deliveries that were never attempted are read after this id.
+        capacity: Most deliveries.
+        position: Deliveries that were never attempted are read after this id.
         deadline: Longest duration of an attempt by the last known policy, in seconds.
         span: Delivery.span of the deliveries.
-        bytes: Most bytes of all payloads together. If this is positive, at least one delivery is taken, whatever its
-            size.
+        max_bytes: Most bytes of all payloads together. If this is positive, at least one delivery is taken, whatever
+            its size.
     """
 
     route: str
-    room: int
-    after: int
+    capacity: int
+    position: int
     deadline: float
     span: str = "call"
-    bytes: int = 1 << 25
+    max_bytes: int = 1 << 25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,35 +231,35 @@ class Search:
 
     Attributes:
         route: Code of the route.
-        key: Search subjects from this key on; None: search no subjects.
-        behind: Search deliveries without a subject after this id; None: search none.
-        after: Position of the route.
+        from_key: Search subjects from this key on; None: search no subjects.
+        after_id: Search deliveries without a subject after this id; None: search none.
+        position: Position of the route.
     """
 
     route: str
-    key: int | None
-    behind: int | None
-    after: int
+    from_key: int | None
+    after_id: int | None
+    position: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class SearchResult:
     """The result of a Search: the deliveries that may go on in the part that was searched.
 
     Attributes:
         route: Code of the route.
         keys: Keys of subjects of which the first delivery may go on, unless it is in flight.
-        key: The next search begins at this subject key; None: all subjects were searched.
-        first: Id of the first delivery without a subject; None: none was found.
-        behind: The next search for deliveries without a subject begins after this id; None: all were searched, or one
+        next_key: The next search begins at this subject key; None: all subjects were searched.
+        first_id: Id of the first delivery without a subject; None: none was found.
+        after_id: The next search for deliveries without a subject begins after this id; None: all were searched, or one
             was found.
     """
 
     route: str
     keys: Sequence[int]
-    key: int | None
-    first: int | None
-    behind: int | None
+    next_key: int | None
+    first_id: int | None
+    after_id: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,18 +267,19 @@ class Lease:
     """The result of a try to take the delivery lease.
 
     Attributes:
-        held: The consumer holds the delivery lease.
-        again: The consumer has held it without a break, so the deliveries that it has taken are still its own.
-        holder: Id of the consumer that holds it instead; empty: none does.
-        gone: The session of ``holder`` has ended.
-        unclean: The previous lease ended without being given back: a delivery may have ended the process of its
+        held: True: this consumer holds the delivery lease.
+        continuous: True: this consumer has held the lease without a break, so the deliveries that it has taken are
+            still its own.
+        holder: Id of the other consumer that holds the lease; empty: there is none.
+        holder_gone: True: the database session of ``holder`` has ended.
+        unclean: True: the previous lease ended without being given back: a delivery may have ended the process of its
             holder.
     """
 
     held: bool
-    again: bool = False
+    continuous: bool = False
     holder: str = ""
-    gone: bool = False
+    holder_gone: bool = False
     unclean: bool = False
 
 
@@ -309,7 +310,7 @@ class Outcome:
         code: Machine-readable reason of a failure; empty: there was none.
         detail: Readable reason of a failure; empty: there was none.
         retry_after: Shortest time until the next attempt, in seconds; None: by the retry policy.
-        beside: True: another delivery of the route succeeded while this attempt was in flight, or shortly before it.
+        near_success: True: another delivery of the route succeeded while this attempt was in flight, or shortly before.
         called: Text of the target that was called, as made by called(); empty: no target was called.
     """
 
@@ -320,5 +321,5 @@ class Outcome:
     code: str = ""
     detail: str = ""
     retry_after: float | None = None
-    beside: bool = False
+    near_success: bool = False
     called: str = ""

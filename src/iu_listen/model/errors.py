@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 #: Errors of an exception group that are described.
-MOST_OF_GROUP: Final = 3
+MAX_GROUP_ERRORS: Final = 3
 
 
 class IuListenError(Exception):
@@ -34,15 +34,15 @@ class IuListenError(Exception):
         self.hint = hint
 
 
-def words(error: BaseException) -> str:
+def safe_message(error: BaseException) -> str:
     """Description of an error for a line of the log.
 
     For an IuListenError it is the message, for any other error the name of its class and the place where it was raised.
     The text of other errors is left out, because it may contain data that was processed, for example a token.
-    For a group it is the descriptions of its errors, each one once, at most ``MOST_OF_GROUP`` of them.
+    For a group it is the descriptions of its errors, each one once, at most ``MAX_GROUP_ERRORS`` of them.
     """
     if isinstance(error, BaseExceptionGroup):
-        return "; ".join(list(dict.fromkeys(words(one) for one in error.exceptions))[:MOST_OF_GROUP])
+        return "; ".join(list(dict.fromkeys(safe_message(one) for one in error.exceptions))[:MAX_GROUP_ERRORS])
     if isinstance(error, IuListenError):
         return error.message
     frames = traceback.extract_tb(error.__traceback__)

@@ -15,13 +15,13 @@ from datetime import timedelta
 from typing import Any, Final
 
 from iu_listen.model.delivery import DeliveryError, Result
-from iu_listen.model.errors import words
+from iu_listen.model.errors import safe_message
 
 #: Longest detail and longest code of a failure that are stored, in characters.
-LONGEST_DETAIL: Final = 1000
-LONGEST_CODE: Final = 100
+MAX_DETAIL_CHARS: Final = 1000
+MAX_CODE_CHARS: Final = 100
 #: Longest delay that a target may ask for, in seconds.
-LONGEST_DELAY: Final = 86_400.0
+MAX_RETRY_AFTER: Final = 86_400.0
 
 #: Error numbers of the operating system for a host that cannot be reached.
 _UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
@@ -38,8 +38,8 @@ def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | N
         error: Exception that the target raised, of any class and with any attributes; None: it raised none.
 
     Returns:
-        Result, code (at most LONGEST_CODE characters), detail (at most LONGEST_DETAIL characters), and the delay that
-        the target asked for (seconds from 0 to LONGEST_DELAY; None: it asked for none). Raises nothing.
+        Result, code (at most MAX_CODE_CHARS characters), detail (at most MAX_DETAIL_CHARS characters), and the delay
+        that the target asked for (seconds from 0 to MAX_RETRY_AFTER; None: it asked for none). Raises nothing.
     """
     if error is None:
         return Result.SENT, "", "", None
@@ -47,14 +47,14 @@ def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | N
         result = _attribute(error, "result")
         return (
             result if isinstance(result, Result) and result is not Result.SENT else Result.FAILED,
-            clean(_attribute(error, "code"), LONGEST_CODE) or "target_error",
-            clean(_attribute(error, "reason"), LONGEST_DETAIL),
+            clean(_attribute(error, "code"), MAX_CODE_CHARS) or "target_error",
+            clean(_attribute(error, "reason"), MAX_DETAIL_CHARS),
             delay(_attribute(error, "retry_after")),
         )
-    detail = clean(_described(error), LONGEST_DETAIL)
+    detail = clean(_described(error), MAX_DETAIL_CHARS)
     number = _attribute(error, "errno")
     if isinstance(error, (ConnectionError, socket.gaierror)) or (type(number) is int and number in _UNREACHABLE):
-        return Result.UNAVAILABLE, clean(type(error).__name__.lower(), LONGEST_CODE), detail, None
+        return Result.UNAVAILABLE, clean(type(error).__name__.lower(), MAX_CODE_CHARS), detail, None
     kinds: tuple[tuple[type[BaseException], str], ...] = ((TimeoutError, "timeout"), (SystemExit, "target_exit"))
     code = next((code for kind, code in kinds if isinstance(error, kind)), "target_error")
     return Result.FAILED, code, detail, None
@@ -67,12 +67,12 @@ def clean(value: object, longest: int) -> str:
     try:
         text = str.__str__(value if isinstance(value, str) else str(value))
     except BaseException:  # noqa: BLE001 the code of a target raised it
-        text = f"a {type(value).__name__} that has no text"
+        text = f"a {type(value).__name__} that cannot be converted into text"
     return _NOT_STORABLE.sub("\ufffd", text[:longest])
 
 
 def delay(value: object) -> float | None:
-    """Convert a number, a text with a number, or a timedelta into seconds from 0 to LONGEST_DELAY; else None."""
+    """Convert a number, a text with a number, or a timedelta into seconds from 0 to MAX_RETRY_AFTER; else None."""
     if value is None:
         return None
     try:
@@ -81,7 +81,7 @@ def delay(value: object) -> float | None:
         seconds = math.inf
     except BaseException:  # noqa: BLE001 the code of a target raised it
         return None
-    return None if math.isnan(seconds) else min(max(0.0, seconds), LONGEST_DELAY)
+    return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER)
 
 
 def _attribute(error: BaseException, name: str) -> Any:
@@ -93,6 +93,6 @@ def _attribute(error: BaseException, name: str) -> Any:
 
 def _described(error: BaseException) -> str:
     try:
-        return words(error)
+        return safe_message(error)
     except BaseException:  # noqa: BLE001 the code of a target raised it
         return type(error).__name__

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
+
+from iu_listen.model.delivery import TakenDelivery
 
 WorkerName = NewType("WorkerName", str)
 
@@ -48,7 +52,7 @@ class State(StrEnum):
 
 
 #: The states in which a consumer looks for events, by the bell or by polling.
-WORKING = frozenset({State.GATE_CLOSED, State.REFUSING, State.IDLE, State.BUSY})
+WORKING_STATES = frozenset({State.GATE_CLOSED, State.REFUSING, State.IDLE, State.BUSY})
 
 #: State of the consumer, by the status that fn_iu_route_worker_run returns.
 STATE_OF_STATUS = {
@@ -78,7 +82,7 @@ class Batch:
         xact_id: Transaction id of the batch; 0: it wrote nothing.
         seconds: Duration of the call, in seconds.
         began_ns: Start of the batch, in nanoseconds since 1970; 0: not measured.
-        handed: Deliveries that were handed over to the dispatcher; older batches may have queued some of them.
+        handed_over: Deliveries that were handed over to the dispatcher; older batches may have queued some of them.
     """
 
     status: str
@@ -94,16 +98,16 @@ class Batch:
     xact_id: int = 0
     seconds: float = 0.0
     began_ns: int = 0
-    handed: int = 0
+    handed_over: int = 0
 
     @classmethod
-    def from_answer(cls, answer: dict[str, Any], seconds: float, began_ns: int = 0, handed: int = 0) -> Batch:
+    def from_answer(cls, answer: dict[str, Any], seconds: float, began_ns: int = 0, handed_over: int = 0) -> Batch:
         """Build a batch from the JSON answer of the function; the other arguments are as in the attributes."""
         return cls(
             status=answer["status"],
             seen=answer.get("seen", 0),
             attempts=answer.get("attempts_written", 0),
-            handed=handed,
+            handed_over=handed_over,
             skipped=answer.get("skipped", 0),
             delivered=answer.get("delivered", 0),
             queued=answer.get("queued", 0),
@@ -115,6 +119,27 @@ class Batch:
             seconds=seconds,
             began_ns=began_ns,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAnswer:
+    """The answer to a batch. It is parsed on demand, so that calls can begin before.
+
+    Attributes:
+        json: The JSON answer of fn_iu_route_worker_run.
+        seconds: Duration of the call, in seconds.
+        began_ns: Start of the batch, in nanoseconds since 1970.
+        deliveries: Deliveries that the batch hands over to the dispatcher.
+    """
+
+    json: str
+    seconds: float
+    began_ns: int
+    deliveries: Sequence[TakenDelivery] = ()
+
+    def parse(self) -> Batch:
+        """The batch."""
+        return Batch.from_answer(json.loads(self.json), self.seconds, self.began_ns, len(self.deliveries))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

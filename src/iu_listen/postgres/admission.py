@@ -9,23 +9,23 @@ from typing import Final
 from iu_listen.model.address import parse
 from iu_listen.model.settings import Settings
 
-_REANCHOR: Final = "The history is not that of the cursor: iu-listen cursor reanchor --plan"
+_REANCHOR: Final = "Check the history of the database: iu-listen cursor reanchor --plan"
 
 #: Problem and hint, by the code of the refusal.
-WORDS: Final[defaultdict[str, tuple[str, str]]] = defaultdict(
-    lambda: ("the cursor is not believed", _REANCHOR),
+ADMISSION_TEXTS: Final[defaultdict[str, tuple[str, str]]] = defaultdict(
+    lambda: ("the cursor does not belong to this database's history", _REANCHOR),
     {
-        "standby": ("the server is a standby", "Connect to the primary."),
+        "standby": ("the server is a standby server", "Connect to the primary server."),
         "row_security": (
             "row level security hides rows of the outbox or of the package from this role",
             "Give the role BYPASSRLS, or switch row level security off on these tables: iu-listen doctor names them.",
         ),
         "foreign_site": (
-            "this database may be a copy: no consumer at this address has worked here before",
-            "Only if it may deliver: iu-listen cursor site --accept last",
+            "this database may be a copy: no consumer has worked on it at this address",
+            "If this database may deliver, accept its address: iu-listen cursor site --accept last",
         ),
-        "foreign_system": ("the cluster is a copy with another system identifier", _REANCHOR),
-        "cursor_ahead": ("the cursor lies ahead of this server", _REANCHOR),
+        "foreign_system": ("the database cluster is a copy with another system identifier", _REANCHOR),
+        "cursor_ahead": ("the cursor is ahead of the transactions of this server", _REANCHOR),
     },
 )
 

@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from iu_listen.model.monitoring import CompletenessPage
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import queries
-from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earlier
 from iu_listen.postgres.session import Connection, ask
 from iu_listen.postgres.sqlfiles import query
 
 
 class CompletenessSession:
-    """Implements flow.ports.CompletenessChecker. Created by audit_session()."""
+    """Implements flow.ports.CompletenessChecker. Created by completeness_session()."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
@@ -46,16 +46,16 @@ class CompletenessSession:
 
 
 @asynccontextmanager
-async def completeness_session(settings: Settings, former: EarlierSessions) -> AsyncIterator[CompletenessSession]:
+async def completeness_session(settings: Settings, earlier: EarlierSessions) -> AsyncIterator[CompletenessSession]:
     """Open the session of the completeness check.
 
     Raises:
         SessionLost: No session could be opened.
     """
-    async with succeeding(
-        former, "completeness", settings.dsn, name=f"iu-listen completeness {settings.worker}",
+    async with replacing_earlier(
+        earlier, "completeness", settings.dsn, name=f"iu-listen completeness {settings.worker}",
         deadline=settings.deadline,
-        patience=settings.batch_deadline,
+        answer_timeout=settings.batch_deadline,
     ) as connection:  # fmt: skip
         yield CompletenessSession(connection, settings)
 

@@ -19,11 +19,11 @@ else:
     Prepared = asyncpg.prepared_stmt.PreparedStatement
 
 #: Numbers for the names of prepared statements.
-_NUMBERS: Final = count(1)
+_STATEMENT_NUMBERS: Final = count(1)
 
 #: Fraction of the client's deadline after which the server cancels a statement, so that statements for which no client
 #: waits any more do not accumulate on the server.
-PATIENCE: Final = 0.9
+SERVER_TIMEOUT_SHARE: Final = 0.9
 
 
 class Connection(_Driver):
@@ -81,7 +81,7 @@ class Connection(_Driver):
         if self.pooled:
             return statement
         # The statement needs a name: without its cache the driver keeps an unnamed statement for one execution only.
-        return await super().prepare(statement, name=f"iu_listen_{next(_NUMBERS)}")
+        return await super().prepare(statement, name=f"iu_listen_{next(_STATEMENT_NUMBERS)}")
 
     async def limit_locks(self, milliseconds: int) -> None:
         """Limit the time that each later statement waits for a lock, in milliseconds."""

@@ -19,21 +19,21 @@ import anyio
 from iu_listen.model.delivery import (
     Delivery,
     Event,
-    Found,
     Lease,
     Outcome,
     Result,
     RouteState,
     Search,
+    SearchResult,
     TakenDelivery,
     TakeRequest,
     TakeResult,
 )
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.admission import WORDS, site_of
-from iu_listen.postgres.connection import PATIENCE
-from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.admission import ADMISSION_TEXTS, site_of
+from iu_listen.postgres.connection import SERVER_TIMEOUT_SHARE
+from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earlier
 from iu_listen.postgres.lease import parse_lease
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
@@ -41,7 +41,7 @@ from iu_listen.postgres.sqlfiles import query
 #: Classes of SQLSTATE of errors that concern one row of a set: data exception (22), integrity constraint (23), program
 #: limit (54), PL/pgSQL (P0), triggered action (09), external routine (38, 39), WITH CHECK OPTION (44). An error of any
 #: other class concerns the whole set.
-_ABOUT_A_ROW: Final = frozenset({"22", "23", "54", "P0", "09", "38", "39", "44"})
+_ROW_ERROR_CLASSES: Final = frozenset({"22", "23", "54", "P0", "09", "38", "39", "44"})
 
 
 class DeliverySession:
@@ -54,7 +54,7 @@ class DeliverySession:
         self._consumer = consumer
         self._settle: str | Prepared = query("delivery/settle")
         self._take: str | Prepared = query("delivery/take")
-        self._began = False
+        self._settled_before = False
         self._positioned = False
 
     async def prepare(self) -> None:
@@ -63,21 +63,21 @@ class DeliverySession:
             self._settle = await self._settler.prepare_once(query("delivery/settle"))
             self._take = await self._taker.prepare_once(query("delivery/take"))
 
-    async def take_lease(self, gone: str = "") -> Lease:
+    async def take_lease(self, gone_holder: str = "") -> Lease:
         """Take the delivery lease of the worker, if it is free.
 
         Args:
-            gone: The holder that had no session at the previous attempt; empty: there was none. A holder is replaced
-                before its lease expires only if it has no session at two attempts in a row.
+            gone_holder: The holder that had no session at the previous attempt; empty: there was none. A holder is
+                replaced before its lease expires only if it has no session at two attempts in a row.
         """
         answer = await ask(
             self._settler, self._settings.deadline, query("delivery/lease"),
             self._settings.worker, self._consumer, self._settings.session_timeout, self._settler.pooled,
-            gone or None,
+            gone_holder or None,
         )  # fmt: skip
         return parse_lease(answer)
 
-    async def settle(self, done: Sequence[Outcome]) -> int | None:
+    async def settle(self, outcomes: Sequence[Outcome]) -> int | None:
         """Record the outcomes of deliveries, and renew the delivery lease.
 
         The database may refuse one outcome, for example because of a CHECK or a trigger of the application, or because
@@ -91,36 +91,36 @@ class DeliverySession:
         Returns:
             The number of deliveries that became dead letters; None if the delivery lease is lost.
         """
-        if not self._began:
-            self._began = True
-            done = await self._without_overtaken(done)
+        if not self._settled_before:
+            self._settled_before = True
+            outcomes = await self._without_overtaken(outcomes)
         try:
-            return await self._settle_set(done)
+            return await self._settle_set(outcomes)
         except Refused as refused:
-            if not done or refused.sqlstate[:2] not in _ABOUT_A_ROW:
+            if not outcomes or refused.sqlstate[:2] not in _ROW_ERROR_CLASSES:
                 raise
-            if len(done) == 1:
-                return await self._settle_refused(done[0], refused.sqlstate)
-        middle = len(done) // 2
-        first = await self.settle(done[:middle])
-        second = None if first is None else await self.settle(done[middle:])
+            if len(outcomes) == 1:
+                return await self._settle_refused(outcomes[0], refused.sqlstate)
+        middle = len(outcomes) // 2
+        first = await self.settle(outcomes[:middle])
+        second = None if first is None else await self.settle(outcomes[middle:])
         return None if first is None or second is None else first + second
 
-    async def _without_overtaken(self, done: Sequence[Outcome]) -> Sequence[Outcome]:
+    async def _without_overtaken(self, outcomes: Sequence[Outcome]) -> Sequence[Outcome]:
         """These outcomes without those of ordered deliveries that have an unsettled earlier delivery of their subject.
 
         A copy of the database that is behind lacks the settlement of the earlier deliveries of a subject. These are
         attempted again, so the later ones must be attempted again after them.
         """
-        ordered = [o.taken for o in done if o.taken.subject_key is not None]
+        ordered = [o.taken for o in outcomes if o.taken.subject_key is not None]
         if not ordered:
-            return done
+            return outcomes
         rows = await ask_rows(
             self._settler, self._settings.deadline, query("delivery/overtaken"),
             [t.delivery.route for t in ordered], [t.delivery.id for t in ordered], [t.subject_key for t in ordered],
         )  # fmt: skip
         overtaken = {row["id"] for row in rows}
-        return [o for o in done if o.taken.subject_key is None or o.taken.delivery.id not in overtaken]
+        return [o for o in outcomes if o.taken.subject_key is None or o.taken.delivery.id not in overtaken]
 
     async def _settle_refused(self, outcome: Outcome, sqlstate: str) -> int | None:
         detail = f"The database refused to record the outcome of this attempt (SQLSTATE {sqlstate})."
@@ -128,19 +128,19 @@ class DeliverySession:
         try:
             return await self._settle_set([failed])
         except Refused as refused:
-            if refused.sqlstate[:2] not in _ABOUT_A_ROW:
+            if refused.sqlstate[:2] not in _ROW_ERROR_CLASSES:
                 raise
-        dead: int | None = await ask(
+        dead_letters: int | None = await ask(
             self._settler, self._settings.deadline, query("delivery/unrecorded"), self._settings.worker, self._consumer,
             outcome.taken.delivery.route, outcome.taken.delivery.id, failed.code, detail,
         )  # fmt: skip
-        return dead
+        return dead_letters
 
-    async def _settle_set(self, done: Sequence[Outcome]) -> int | None:
+    async def _settle_set(self, outcomes: Sequence[Outcome]) -> int | None:
         now = time.monotonic()
-        sent = [o for o in done if o.result is Result.SENT]
-        others = [o for o in done if o.result is not Result.SENT]
-        dead: int | None = await ask(
+        sent = [o for o in outcomes if o.result is Result.SENT]
+        others = [o for o in outcomes if o.result is not Result.SENT]
+        dead_letters: int | None = await ask(
             self._settler, self._settings.deadline, self._settle, self._settings.worker, self._consumer,
             [o.taken.delivery.route for o in sent], [o.taken.delivery.id for o in sent],
             [o.taken.delivery.event.id for o in sent], [o.called or None for o in sent],
@@ -149,12 +149,12 @@ class DeliverySession:
             [o.taken.delivery.event.id for o in others], [o.called or None for o in others],
             [now - o.began for o in others], [now - o.ended for o in others],
             [o.result.value for o in others], [o.code for o in others], [o.detail for o in others],
-            [o.retry_after for o in others], [o.beside for o in others],
+            [o.retry_after for o in others], [o.near_success for o in others],
         )  # fmt: skip
-        return dead
+        return dead_letters
 
     async def take(
-        self, wants: Sequence[TakeRequest], again: Sequence[int], freed: Sequence[tuple[str, int]]
+        self, requests: Sequence[TakeRequest], retried_ids: Sequence[int], unblocked: Sequence[tuple[str, int]]
     ) -> TakeResult:
         """Take the next deliveries for which there is capacity, and read the state of each route.
 
@@ -162,38 +162,39 @@ class DeliverySession:
         removed, so it may last as long as a batch (``batch_deadline``); the answer holds a position for the next take.
 
         Args:
-            wants: For each route, how many deliveries and bytes the dispatcher has capacity for.
-            again: Ids of deliveries that were attempted before and that the dispatcher already holds. They are not
-                taken a second time.
-            freed: Route and key of the subjects whose next parked delivery may go on.
+            requests: For each route, how many deliveries and bytes the dispatcher has capacity for.
+            retried_ids: Ids of deliveries that were attempted before and that the dispatcher already holds. They are
+                not taken a second time.
+            unblocked: Route and key of the subjects whose next parked delivery may go on.
         """
         longest = self._settings.deadline if self._positioned else self._settings.batch_deadline
         if not self._positioned:
             await self._limit_takes(longest)
         rows = await ask_rows(
-            self._taker, longest, self._take, self._settings.worker, *columns(wants),
-            [w.bytes for w in wants], again, [route for route, _ in freed], [key for _, key in freed],
+            self._taker, longest, self._take, self._settings.worker, *columns(requests),
+            [r.max_bytes for r in requests], retried_ids,
+            [route for route, _ in unblocked], [key for _, key in unblocked],
             self._settings.payload_max,
         )  # fmt: skip
         if not self._positioned:
             await self._limit_takes(self._settings.deadline)
             self._positioned = True
-        return _supply(rows)
+        return _take_result(rows)
 
     async def _limit_takes(self, longest: float) -> None:
         with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
-            await self._taker.limit_statements(round(1000 * PATIENCE * longest))
+            await self._taker.limit_statements(round(1000 * SERVER_TIMEOUT_SHARE * longest))
 
-    async def sweep(self, searches: Sequence[Search]) -> list[Found]:
+    async def sweep(self, searches: Sequence[Search]) -> list[SearchResult]:
         """Search a bounded part of the deliveries that the positions of routes have passed."""
         rows = await ask_rows(
             self._taker, self._settings.deadline, query("delivery/sweep"), self._settings.worker,
-            [s.route for s in searches], [s.key for s in searches], [s.behind for s in searches],
-            [s.after for s in searches],
+            [s.route for s in searches], [s.from_key for s in searches], [s.after_id for s in searches],
+            [s.position for s in searches],
         )  # fmt: skip
-        return [Found(**dict(row)) for row in rows]
+        return [SearchResult(**dict(row)) for row in rows]
 
-    async def in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
+    async def record_in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
         """Record routes and ids of deliveries before their calls begin.
 
         Returns:
@@ -221,9 +222,9 @@ class DeliverySession:
         )  # fmt: skip
 
 
-def columns(wants: Sequence[TakeRequest]) -> tuple[list[str], list[int], list[int]]:
-    """Routes, rooms and positions of these wants, as fn_iu_delivery_take and fn_iu_delivery_hand_over expect them."""
-    return [w.route for w in wants], [w.room for w in wants], [w.after for w in wants]
+def columns(requests: Sequence[TakeRequest]) -> tuple[list[str], list[int], list[int]]:
+    """Routes, capacities and positions, as fn_iu_delivery_take and fn_iu_delivery_hand_over expect them."""
+    return [r.route for r in requests], [r.capacity for r in requests], [r.position for r in requests]
 
 
 def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> list[TakenDelivery]:
@@ -240,7 +241,7 @@ def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> lis
             continue
         # All attributes of these frozen dataclasses are set at once: their __init__ makes one call for each attribute.
         event, delivery = object.__new__(Event), object.__new__(Delivery)
-        event.__dict__.update(zip(_EVENT, values, strict=True))
+        event.__dict__.update(zip(_EVENT_FIELDS, values, strict=True))
         deadline, span = terms[route]
         delivery.__dict__.update(
             id=id, route=route, idempotency_key=f"outbound:{route}:{event.id}", attempt=attempt, event=event,
@@ -250,7 +251,7 @@ def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> lis
     return taken
 
 
-def _supply(rows: Sequence[Any]) -> TakeResult:
+def _take_result(rows: Sequence[Any]) -> TakeResult:
     """Read the answer of fn_iu_delivery_take: one row for each delivery, and one row for each route with its state."""
     states = [(row["route_code"], json.loads(row["route"])) for row in rows if row["route"] is not None]
     routes = [_state(code, answer) for code, answer in states]
@@ -265,24 +266,24 @@ def _state(code: str, answer: Mapping[str, Any]) -> RouteState:
         kind=answer["kind"],
         reference=answer["ref"],
         policy=answer["policy"],
-        held=answer["paused_by"] or "",
-        after=answer["position"] or 0,
-        passed=answer["passed"],
+        paused_by=answer["paused_by"] or "",
+        position=answer["position"] or 0,
+        skipped_after=answer["passed"],
         kept_back=answer["kept_back"],
         due_in=answer["due_in"],
-        why=answer["why"],
-        probing=answer["trial_id"],
+        failure=answer["why"],
+        trial_id=answer["trial_id"],
     )
 
 
-_EVENT: Final = tuple(field.name for field in fields(Event))
+_EVENT_FIELDS: Final = tuple(field.name for field in fields(Event))
 
 
 @asynccontextmanager
 async def delivery_session(
-    settings: Settings, former: EarlierSessions, consumer: UUID, ring: Callable[[], None]
+    settings: Settings, earlier: EarlierSessions, consumer: UUID, wake: Callable[[], None]
 ) -> AsyncIterator[DeliverySession]:
-    """Open the delivery session; ``ring`` is called when it is lost.
+    """Open the delivery session; ``wake`` is called when it is lost.
 
     Raises:
         SessionLost: No session could be opened.
@@ -290,25 +291,27 @@ async def delivery_session(
     """
     options: dict[str, Any] = {
         "name": f"iu-listen delivery {settings.worker}", "deadline": settings.deadline,
-        "patience": settings.deadline, "idle_timeout": settings.session_timeout,
+        "answer_timeout": settings.deadline, "idle_timeout": settings.session_timeout,
     }  # fmt: skip
 
     def lost(_: object) -> None:
-        ring()
+        wake()
 
     async with AsyncExitStack() as stack:
         connections: list[Connection] = []
         for purpose in ("settler", "taker"):
-            connections.append(await stack.enter_async_context(succeeding(former, purpose, settings.dsn, **options)))
+            connections.append(
+                await stack.enter_async_context(replacing_earlier(earlier, purpose, settings.dsn, **options))
+            )
             connections[-1].add_termination_listener(lost)
-            # A planned end of the session must not call ``ring``: a task that waits for deliveries would then wake up
+            # A planned end of the session must not call ``wake``: a task that waits for deliveries would then wake up
             # and open the next session.
             stack.callback(connections[-1].remove_termination_listener, lost)
         settler, taker = connections
         if refusal := await ask(
             settler, settings.deadline, query("delivery/admission"), site_of(settings), settings.worker
         ):
-            raise Refused(*WORDS[refusal])
+            raise Refused(*ADMISSION_TEXTS[refusal])
         session = DeliverySession(settler, taker, settings, consumer)
         await session.prepare()
         yield session

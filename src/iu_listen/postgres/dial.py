@@ -14,7 +14,7 @@ from iu_listen.model.address import ConnectionAddress
 
 #: Errors after which the next server is tried: this one is unreachable, does not answer, is starting, has no free
 #: connection, or does not have the state that target_session_attrs asks for.
-NEXT: Final = (
+TRY_NEXT_SERVER: Final = (
     OSError,
     TimeoutError,
     asyncpg.CannotConnectNowError,
@@ -23,7 +23,7 @@ NEXT: Final = (
     asyncpg.TargetServerAttributeNotMatched,
 )
 #: The values of target_session_attrs that are tried one after another: prefer-standby means a standby, else any server.
-PASSES: Final = {"prefer-standby": ("standby", "any")}
+ATTRIBUTE_FALLBACKS: Final = {"prefer-standby": ("standby", "any")}
 #: TCP keepalive options by parameter of the address, each with its default: asyncpg sets none of them (asyncpg#606).
 #: Idle time and interval are in seconds, TCP_USER_TIMEOUT is in milliseconds.
 KEEPALIVES: Final = {
@@ -50,15 +50,15 @@ async def dial(address: ConnectionAddress, *, deadline: float, **how: Any) -> An
     Raises:
         Unreachable: None of several servers accepted the session.
         TimeoutError: None of several servers answered in time.
-        Exception: The error of the driver, if there is one server, or if an error is not one of NEXT.
+        Exception: The error of the driver, if there is one server, or if an error is not one of TRY_NEXT_SERVER.
     """
     hosts: list[tuple[str, int] | None] = list(address.hosts) or [None]
     if address.reach.get("load_balance_hosts") == "random":
         random.shuffle(hosts)
     wanted = address.reach.get("target_session_attrs", "any")
     # Without a server in the address the driver tries several local sockets, which all answer at once.
-    tries = [(attribute, host) for attribute in PASSES.get(wanted, (wanted,)) for host in hosts]
-    said: list[tuple[str, Exception]] = []
+    tries = [(attribute, host) for attribute in ATTRIBUTE_FALLBACKS.get(wanted, (wanted,)) for host in hosts]
+    failures: list[tuple[str, Exception]] = []
     until = anyio.current_time() + deadline
     for number, (attribute, host) in enumerate(tries):
         share = (until - anyio.current_time()) / (len(tries) - number)
@@ -70,27 +70,29 @@ async def dial(address: ConnectionAddress, *, deadline: float, **how: Any) -> An
                 # Typed as Any, because the driver's type for target_session_attrs has no public name.
                 more: dict[str, Any] = {**how, "target_session_attrs": attribute, "timeout": share}
                 session = await asyncpg.connect(address.uri(host), **more)
-        except NEXT as error:
+        except TRY_NEXT_SERVER as error:
             alone = len(tries) == 1 and not isinstance(error, asyncpg.TargetServerAttributeNotMatched)
             if alone or isinstance(error, ssl.SSLCertVerificationError):
                 raise
-            said.append((f"{host[0]}:{host[1]}" if host else "this machine", error))
+            failures.append((f"{host[0]}:{host[1]}" if host else "the local sockets", error))
             continue
-        _watch_the_path(session, address)
+        _set_keepalive(session, address)
         return session
-    why = "; ".join(f"{where}: {_words(error)}" for where, error in said)
-    raise (Unreachable if not all(isinstance(e, TimeoutError) for _, e in said) else TimeoutError)(why) from said[-1][1]
+    why = "; ".join(f"{where}: {_reason(error)}" for where, error in failures)
+    raise (Unreachable if not all(isinstance(e, TimeoutError) for _, e in failures) else TimeoutError)(
+        why
+    ) from failures[-1][1]
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
-        return "not of the kind that target_session_attrs asks for"
+        return "the server does not match target_session_attrs"
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time"
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _watch_the_path(session: Any, address: ConnectionAddress) -> None:
+def _set_keepalive(session: Any, address: ConnectionAddress) -> None:
     """Set TCP keepalive, so that the kernel detects a dead peer."""
     sock = session._transport.get_extra_info("socket")  # noqa: SLF001 there is no public way
     if sock is None or sock.family == socket.AF_UNIX or address.reach.get("keepalives") == "0":

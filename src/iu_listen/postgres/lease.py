@@ -1,4 +1,4 @@
-"""The lease of a worker (leader election): an advisory lock, or a row if a foreign role holds that lock.
+"""The lease of a worker: an advisory lock of the session, or a row if a foreign role holds that lock.
 
 Every role that may connect can take an advisory lock. A foreign role is one without the privileges of a consumer. Its
 lock is ignored; consumers then hold a row in iu_delivery_lease instead, which a foreign role cannot write.
@@ -20,27 +20,35 @@ LEASE_KEY: Final = 726003
 
 
 def parse_lease(answer: str) -> Lease:
-    """The answer of fn_iu_delivery_lease."""
-    found = json.loads(answer)
+    """Read the JSON answer of fn_iu_delivery_lease."""
+    lease = json.loads(answer)
     return Lease(
-        held=found["held"], holder=found.get("holder", ""), again=found.get("continuous", False),
-        gone=found.get("holder_gone", False), unclean=found.get("unclean", False),
-    )  # fmt: skip
+        held=lease["held"],
+        continuous=lease.get("continuous", False),
+        holder=lease.get("holder", ""),
+        holder_gone=lease.get("holder_gone", False),
+        unclean=lease.get("unclean", False),
+    )
+
+
+def described(holder: str | None) -> str:
+    """The text for the lease holder that a query returned; None: its session ended while the query ran."""
+    return holder or "a session that has just ended"
 
 
 class WorkerLease:
     """The lease of one worker, held by one session until the session ends.
 
     Attributes:
-        around: Whether the lease is held as a row, because a foreign role holds the lock.
+        held_as_row: Whether the lease is held as a row, because a foreign role holds the lock.
     """
 
     def __init__(self, connection: Connection, settings: Settings, consumer: UUID) -> None:
         self._connection = connection
         self._settings = settings
         self._consumer = consumer
-        self._gone: str | None = None
-        self.around = False
+        self._gone_holder: str | None = None
+        self.held_as_row = False
 
     async def take(self) -> str | None:
         """Take the lease, or renew its row.
@@ -54,21 +62,23 @@ class WorkerLease:
             LEASE_KEY, settings.worker, self._row, self._consumer,
         )  # fmt: skip
         if row["mine"]:
-            if self.around:
-                self.around = False
+            if self.held_as_row:
+                self.held_as_row = False
                 await ask(self._connection, settings.deadline, query("delivery/release"), self._row, self._consumer)
             return None
         if not row["strangers"]:
-            return str(row["words"])
+            return described(row["words"])
         answer = await ask(
             self._connection, settings.deadline, query("delivery/lease"),
-            self._row, self._consumer, settings.session_timeout, False, self._gone,
+            self._row, self._consumer, settings.session_timeout, False, self._gone_holder,
         )  # fmt: skip
         lease = parse_lease(answer)
-        self.around = lease.held
+        self.held_as_row = lease.held
         # A holder is replaced only after it was found without a session at two attempts in a row.
-        self._gone = lease.holder if lease.gone else None
-        return None if lease.held else f"consumer {lease.holder}, beside {row['words']}"
+        self._gone_holder = lease.holder if lease.holder_gone else None
+        if lease.held:
+            return None
+        return f"consumer {lease.holder}, although a foreign role holds the lock: {described(row['words'])}"
 
     @property
     def _row(self) -> str:

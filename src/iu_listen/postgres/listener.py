@@ -18,7 +18,7 @@ from iu_listen.flow.wake_event import WakeEvent
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.routing import CHANNEL
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earlier
 from iu_listen.postgres.session import Connection, ask, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
 
@@ -27,13 +27,13 @@ BELL_KEY: Final = 726001
 #: First key of the advisory locks by which a process claims a slot.
 SLOT_KEY: Final = 726002
 #: The slots that the trigger tests. Each slot costs producers time; two are enough for a consumer and its successor.
-SLOTS: Final = (1, 2)
+LISTENER_SLOTS: Final = (1, 2)
 #: Longest wait for the notification with which a new session tests LISTEN, in seconds.
-TOKEN_WAIT: Final = 2.0
+LISTEN_TEST_TIMEOUT: Final = 2.0
 
 
 class ListenerSession:
-    """Implements flow.ports.Listener. Created by bell_session().
+    """Implements flow.ports.Listener. Created by listener_session().
 
     Attributes:
         slot: The slot of this consumer; None: it has none, so it cannot arm and has to poll.
@@ -44,11 +44,11 @@ class ListenerSession:
         self._settings = settings
         self._ended = ended
         # Two tasks use the session: one calls arm() and disarm(), the other one runs watch().
-        self._turn = anyio.Lock()
+        self._session_lock = anyio.Lock()
         self.slot: int | None = None
 
     async def _ask(self, statement: str, *args: Any) -> Any:
-        async with self._turn:
+        async with self._session_lock:
             try:
                 return await ask(self._connection, self._settings.deadline, statement, *args)
             except SessionLost:
@@ -63,7 +63,7 @@ class ListenerSession:
 
     async def claim_slot(self) -> None:
         """Take a free slot. Without one the consumer cannot arm; it polls, so no event is lost."""
-        for slot in SLOTS:
+        for slot in LISTENER_SLOTS:
             if await self._ask("select pg_try_advisory_lock($1, $2)", SLOT_KEY, slot):
                 self.slot = slot
                 return
@@ -90,29 +90,30 @@ class ListenerSession:
         """
         while not await self._ended.wait(self._settings.catch_up):
             if not await self._ask(query("is_listening"), CHANNEL):
-                raise SessionLost("the session does not listen any more")
+                raise SessionLost("the listener session does not listen any more")
             if self.slot is None:
                 await self.claim_slot()
-        raise SessionLost("the connection was closed")
+        raise SessionLost("the connection of the listener session was closed")
 
 
 @asynccontextmanager
 async def listener_session(
-    settings: Settings, former: EarlierSessions, ring: Callable[[], None]
+    settings: Settings, earlier: EarlierSessions, wake: Callable[[], None]
 ) -> AsyncIterator[ListenerSession]:
     """Open the listener session and test that it receives notifications.
 
     Args:
         settings: The connection string, the deadlines and the interval of the catch-up poll.
-        former: The earlier sessions of the consumer.
-        ring: Called at each notification, and at the end of the session.
+        earlier: The earlier sessions of the consumer.
+        wake: Called at each notification, and at the end of the session.
 
     Raises:
-        NoBell: LISTEN is switched off, or does not work on this connection, for example behind a transaction pooler.
+        ListenUnavailable: LISTEN is switched off, or does not work on this connection, for example behind a pooler in
+            transaction mode.
         SessionLost: No session could be opened.
     """
     if not settings.listen:
-        raise ListenUnavailable("listening is switched off (--no-listen)")
+        raise ListenUnavailable("LISTEN is switched off (--no-listen)")
     dsn = settings.listen_dsn or settings.dsn
     # The session timeout must be longer than the interval of the checks of watch(). A frozen process loses its slot
     # after this time.
@@ -121,21 +122,21 @@ async def listener_session(
     # If the connection breaks between the two messages of a statement, a transaction stays open on the server. Neither
     # the idle timeout nor the statement timeout ends it, and the server cannot free its notification queue. Therefore
     # the session has a transaction timeout.
-    ended, token, heard = WakeEvent(), secrets.token_hex(8), WakeEvent()
+    ended, token, token_arrived = WakeEvent(), secrets.token_hex(8), WakeEvent()
 
     def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
         if payload == token:
-            heard.set()
-        ring()
+            token_arrived.set()
+        wake()
 
     def on_end(_connection: object) -> None:
         ended.set()
-        heard.set()
-        ring()
+        token_arrived.set()
+        wake()
 
-    async with succeeding(
-        former, "listener", dsn, name=name, deadline=settings.deadline, patience=settings.deadline, idle_timeout=idle,
-        read_only=True, transaction_timeout=2 * settings.deadline,
+    async with replacing_earlier(
+        earlier, "listener", dsn, name=name, deadline=settings.deadline, answer_timeout=settings.deadline,
+        idle_timeout=idle, read_only=True, transaction_timeout=2 * settings.deadline,
     ) as connection:  # fmt: skip
         connection.add_termination_listener(on_end)
         try:
@@ -143,14 +144,14 @@ async def listener_session(
                 await connection.add_listener(CHANNEL, on_notification)
         except Refused as no:
             raise ListenUnavailable(f"LISTEN failed: {no.message}") from no
-        await _prove_that_it_hears(connection, settings, former, token, heard)
-        bell = ListenerSession(connection, settings, ended)
-        await bell.claim_slot()
-        yield bell
+        await _test_listen(connection, settings, earlier, token, token_arrived)
+        listener = ListenerSession(connection, settings, ended)
+        await listener.claim_slot()
+        yield listener
 
 
-async def _prove_that_it_hears(
-    connection: Connection, settings: Settings, former: EarlierSessions, token: str, heard: WakeEvent
+async def _test_listen(
+    connection: Connection, settings: Settings, earlier: EarlierSessions, token: str, token_arrived: WakeEvent
 ) -> None:
     """Send a token from a second session: only this test detects a transaction pooler.
 
@@ -158,23 +159,23 @@ async def _prove_that_it_hears(
     notifications are lost.
 
     Raises:
-        NoBell: The token did not arrive within TOKEN_WAIT.
+        ListenUnavailable: The token did not arrive within LISTEN_TEST_TIMEOUT.
         SessionLost: One of the two sessions could not be opened or was lost.
     """
-    async with succeeding(
-        former, "token", settings.listen_dsn or settings.dsn, name="iu-listen token", deadline=settings.deadline,
-        patience=settings.deadline,
+    async with replacing_earlier(
+        earlier, "listen-test", settings.listen_dsn or settings.dsn, name="iu-listen listen-test",
+        deadline=settings.deadline, answer_timeout=settings.deadline,
     ) as other:  # fmt: skip
         # pg_notification_queue_usage() is called for its side effect: it frees the part of the queue that all listeners
         # have read. Without that call a full queue stays full, even after the listener that blocked it is gone.
-        room = "select pg_notification_queue_usage(), pg_notify($1, $2)"
-        await ask(other, settings.deadline, room, CHANNEL, token)
-        arrived = await heard.wait(TOKEN_WAIT)
+        statement = "select pg_notification_queue_usage(), pg_notify($1, $2)"
+        await ask(other, settings.deadline, statement, CHANNEL, token)
+        arrived = await token_arrived.wait(LISTEN_TEST_TIMEOUT)
         # A lost session, or a network path that drops packets, also receives no token, but it is not a pooler. This
         # query raises SessionLost in that case.
         await ask(connection, settings.deadline, query("backend_pid"))
         if not arrived:
             raise ListenUnavailable(
-                "a notification sent from another session did not arrive: a pooler in transaction mode is in between; "
-                "give a direct connection with --listen-dsn"
+                "a notification sent from another session did not arrive, because the connection goes through a pooler "
+                "in transaction mode; give a direct connection with --listen-dsn"
             )

@@ -8,16 +8,16 @@ from typing import Final
 
 from iu_listen.model.monitoring import Gauge, MetricsSnapshot
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earlier
 from iu_listen.postgres.session import Connection, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
 #: Number of the newest attempts whose latency is measured each time.
-SAMPLE: Final = 200
+LATENCY_SAMPLE: Final = 200
 
 
 class MetricsSession:
-    """Implements flow.ports.MetricsSource. Created by surveyor_session()."""
+    """Implements flow.ports.MetricsSource. Created by metrics_session()."""
 
     def __init__(self, connection: Connection, settings: Settings) -> None:
         self._connection = connection
@@ -29,7 +29,12 @@ class MetricsSession:
         settings = self._settings
         measures = await ask_rows(self._connection, settings.batch_deadline, query("metrics"), settings.worker)
         (latency,) = await ask_rows(
-            self._connection, settings.batch_deadline, query("decision_latency"), settings.worker, self._last, SAMPLE
+            self._connection,
+            settings.batch_deadline,
+            query("decision_latency"),
+            settings.worker,
+            self._last,
+            LATENCY_SAMPLE,
         )
         self._last = latency["last_id"]
         return MetricsSnapshot(
@@ -40,14 +45,14 @@ class MetricsSession:
 
 
 @asynccontextmanager
-async def metrics_session(settings: Settings, former: EarlierSessions) -> AsyncIterator[MetricsSession]:
+async def metrics_session(settings: Settings, earlier: EarlierSessions) -> AsyncIterator[MetricsSession]:
     """Open the session that reads the figures of the metrics.
 
     Raises:
         SessionLost: No session could be opened.
     """
-    async with succeeding(
-        former, "metrics", settings.dsn, name=f"iu-listen metrics {settings.worker}", deadline=settings.deadline,
-        patience=settings.batch_deadline, read_only=True,
+    async with replacing_earlier(
+        earlier, "metrics", settings.dsn, name=f"iu-listen metrics {settings.worker}", deadline=settings.deadline,
+        answer_timeout=settings.batch_deadline, read_only=True,
     ) as connection:  # fmt: skip
         yield MetricsSession(connection, settings)

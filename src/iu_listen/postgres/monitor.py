@@ -9,17 +9,17 @@ from typing import Final
 from iu_listen.model.monitoring import Blocker
 from iu_listen.model.routing import WorkerName
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earlier
 from iu_listen.postgres.session import Connection, ask, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
 #: Longest wait for an answer, in seconds. It is short so that a dead network path is detected early; the queries of the
 #: monitor can be repeated without a loss.
-DEADLINE: Final = 3.0
+MONITOR_DEADLINE: Final = 3.0
 
 
 class MonitorSession:
-    """Implements flow.ports.BlockerSource. Created by lookout_session()."""
+    """Implements flow.ports.BlockerSource. Created by monitor_session()."""
 
     def __init__(self, connection: Connection, worker: WorkerName, deadline: float) -> None:
         self._connection = connection
@@ -40,18 +40,18 @@ class MonitorSession:
 
 
 @asynccontextmanager
-async def monitor_session(settings: Settings, former: EarlierSessions) -> AsyncIterator[MonitorSession]:
+async def monitor_session(settings: Settings, earlier: EarlierSessions) -> AsyncIterator[MonitorSession]:
     """Open the session of the monitor.
 
     Raises:
         NoAnswer: The server did not answer in time.
         SessionLost: No session could be opened for another reason.
     """
-    deadline = min(DEADLINE, settings.deadline)
+    deadline = min(MONITOR_DEADLINE, settings.deadline)
     idle = max(settings.session_timeout, 3 * settings.catch_up)
     name = f"iu-listen monitor {settings.worker}"
-    async with succeeding(
-        former, "monitor", settings.dsn, name=name, deadline=deadline, patience=deadline, idle_timeout=idle,
+    async with replacing_earlier(
+        earlier, "monitor", settings.dsn, name=name, deadline=deadline, answer_timeout=deadline, idle_timeout=idle,
         read_only=True,
     ) as connection:  # fmt: skip
         yield MonitorSession(connection, WorkerName(settings.worker), deadline)

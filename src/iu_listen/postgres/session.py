@@ -22,13 +22,13 @@ import asyncpg
 from iu_listen.model.address import CONNECTION_STRING_HINT, ConnectionAddress, parse
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
-from iu_listen.postgres.connection import PATIENCE, Connection, Prepared
+from iu_listen.postgres.connection import Connection, Prepared
 from iu_listen.postgres.dial import dial
 
-__all__ = ["PATIENCE", "Connection", "Prepared"]
+__all__ = ["Connection", "Prepared"]
 
 #: Errors after which the session cannot be used any more, or the server does not accept writes any more.
-_LOST: Final = (
+_SESSION_LOST_ERRORS: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
@@ -47,38 +47,38 @@ def translate_driver_errors() -> Iterator[None]:
     """Translate an error of the driver into SessionLost or Refused."""
     try:
         yield
-    except (*_LOST, asyncpg.PostgresError) as error:
-        raise _ours(error) from error
+    except (*_SESSION_LOST_ERRORS, asyncpg.PostgresError) as error:
+        raise _translated(error) from error
 
 
-def _ours(error: BaseException) -> SessionLost | Refused:
-    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, _LOST):
-        return refused(error)
+def _translated(error: BaseException) -> SessionLost | Refused:
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, _SESSION_LOST_ERRORS):
+        return refused_by_server(error)
     return SessionLost(_one_line(error))
 
 
-def refused(error: asyncpg.PostgresError) -> Refused:
+def refused_by_server(error: asyncpg.PostgresError) -> Refused:
     """The error with the message, the hint and the SQLSTATE of the server."""
     hint = getattr(error, "hint", None) or ""
     if error.sqlstate == _NO_PRIVILEGE and not hint:
         # Row level security and a missing privilege have the same SQLSTATE, and the message may be in any language.
         # Only the name of the function in the server's source distinguishes them.
         hidden = getattr(error, "server_source_function", None) == "check_enable_rls"
-        hint = _POLICIES if hidden else _ROLES
+        hint = _ROW_SECURITY_HINT if hidden else _ROLES_HINT
     return Refused(f"{_one_line(error)} (SQLSTATE {error.sqlstate})", hint, error.sqlstate or "")
 
 
 #: The SQLSTATE of a missing privilege.
 _NO_PRIVILEGE: Final = "42501"
 #: The hint for it names the roles of deploy/postgres/roles.sql; one of them has the privilege.
-_ROLES: Final = (
-    "This login lacks the role: iu_listen_reader looks (status, doctor, attempts, …), iu_listen_operator changes (gate,"
-    " route, dead-letter, …), iu_listen_janitor removes (retention run), iu_listen_consumer consumes (run, health),"
-    " iu_listen_exporter exports (trace-export). For example: grant iu_listen_reader to LOGIN."
+_ROLES_HINT: Final = (
+    "This login lacks a role: iu_listen_reader for status, doctor, attempts and other queries; iu_listen_operator for"
+    " gate, route, dead-letter and other changes; iu_listen_janitor for retention run; iu_listen_consumer for run and"
+    " health; iu_listen_exporter for trace-export. For example: grant iu_listen_reader to LOGIN."
 )
-_POLICIES: Final = (
-    "Row level security hides rows of this table from the role. Give the role BYPASSRLS, or switch it off on the table;"
-    " iu-listen doctor names the tables."
+_ROW_SECURITY_HINT: Final = (
+    "Row level security hides rows of this table from the role. Give the role BYPASSRLS, or switch row level security"
+    " off on the table; iu-listen doctor lists the tables."
 )
 
 
@@ -153,18 +153,18 @@ def _unreachable(error: BaseException, address: ConnectionAddress) -> Configurat
             return DatabaseUnreachable(f"cannot connect: {why}", _REACH_HINT)
         case asyncpg.ClientConfigurationError() | ValueError():
             # The text of the error is left out: it may quote a part of the connection string, with a secret.
-            return ConfigurationError("the driver does not take the connection string", CONNECTION_STRING_HINT)
+            return ConfigurationError("the driver does not accept the connection string", CONNECTION_STRING_HINT)
         case asyncpg.InvalidCatalogNameError():
-            return DatabaseUnreachable(why, "Create it, or name another one in the connection string.")
+            return DatabaseUnreachable(why, "Create this database, or name another one in the connection string.")
         case asyncpg.InvalidPasswordError() | asyncpg.InvalidAuthorizationSpecificationError():
-            return DatabaseUnreachable(why, "Check user and password; pg_hba.conf decides on the server.")
+            return DatabaseUnreachable(
+                why, "Check the user name and the password. On the server, pg_hba.conf decides who may connect."
+            )
         case asyncpg.PostgresError() if name := next(
             (n for n in address.settings if re.search(rf"\b{re.escape(n)}\b", why)), None
         ):
-            hint = (
-                f"Take {name} out of the connection string: it is no parameter of libpq and no setting of this server."
-            )
-            return ConfigurationError(f"the connection parameter {name} is not taken: {why}", hint)
+            hint = f"Remove {name} from the connection string: libpq has no such parameter, the server no such setting."
+            return ConfigurationError(f"the server does not accept the connection parameter {name}: {why}", hint)
         case asyncpg.TooManyConnectionsError():
             return DatabaseUnreachable(f"cannot connect: {why}", _SLOTS_HINT)
         # The message of PgBouncer. Any other error of a server counts as a server that cannot be reached.
@@ -192,11 +192,11 @@ async def connect_again(dsn: str | None, **how: Any) -> Connection:
 
 
 _SLOTS_HINT: Final = (
-    "Raise max_connections, or the connection limit of the role, the database or the pooler: a consumer has three"
-    " sessions, and two more where it delivers."
+    "Increase max_connections, or the connection limit of the role, the database or the pooler. A consumer has three"
+    " sessions, and two more while it delivers."
 )
-_POOLER_HINT: Final = "A batch is a transaction: set pool_mode of the pooler to transaction or to session."
-_REACH_HINT: Final = "Is the server running, and are host and port right? Give them with --dsn or IU_LISTEN_DSN."
+_POOLER_HINT: Final = "A batch is a transaction. Set pool_mode of the pooler to transaction or to session."
+_REACH_HINT: Final = "Check that the server is running, and that host and port in --dsn or IU_LISTEN_DSN are right."
 
 
 @asynccontextmanager
@@ -209,21 +209,21 @@ async def session(dsn: str | None, *, name: str, deadline: float = 10, **options
     """
     connection = await connect(dsn, name=name, deadline=deadline, **options)
     try:
-        with _commands_errors():
+        with _translate_for_command():
             yield connection
     finally:
         connection.terminate()
 
 
 @contextmanager
-def _commands_errors() -> Iterator[None]:
-    """As errors_become_ours(), for a command, which does not repeat a lost session: SessionLost ends it."""
+def _translate_for_command() -> Iterator[None]:
+    """As translate_driver_errors(), for a command, which does not repeat a lost session: SessionLost ends it."""
     try:
         with translate_driver_errors():
             yield
     except SessionLost as lost:
         raise DatabaseUnreachable(
-            f"the session was lost: {lost.message}", "Is the server still there? Try again."
+            f"the session was lost: {lost.message}", "Check that the server is running, and repeat the command."
         ) from lost
 
 
@@ -259,17 +259,17 @@ async def ask_rows(connection: Connection, deadline: float, statement: str | Pre
         rows: list[Any] = await connection.fetch(statement, *args)
         return rows
     except Exception as error:
-        ours = _ours(error)
-        if isinstance(ours, Refused):
-            raise ours from error
+        translated = _translated(error)
+        if isinstance(translated, Refused):
+            raise translated from error
         # The timer tells whether the deadline is over, not a clock: an event loop may count whole milliseconds and run
         # a timer shortly before its time.
         if len(timers) > 1:
             connection.terminate()
             raise NoAnswer(f"no answer within {deadline:g} s") from error
         # If the session ends between the two steps of a statement, the driver fails with an arbitrary exception.
-        if isinstance(error, _LOST) or connection.is_closed():
-            raise ours from error
+        if isinstance(error, _SESSION_LOST_ERRORS) or connection.is_closed():
+            raise translated from error
         raise
     finally:
         for timer in timers:

@@ -18,7 +18,7 @@ from pathlib import Path
 from iu_listen.model.errors import ConfigurationError
 
 #: The folders of the package.
-PACKAGE = ("worker", "functions", "runtime")
+PACKAGE_FOLDERS = ("worker", "functions", "runtime")
 
 
 @cache
@@ -140,7 +140,7 @@ def package_files() -> tuple[Migration, ...]:
 @cache
 def all_files() -> tuple[Migration, ...]:
     """All forward files of the package by folder and name, with the commands 070 and 080."""
-    return tuple(m for folder in PACKAGE for m in _folder(folder))
+    return tuple(m for folder in PACKAGE_FOLDERS for m in _folder(folder))
 
 
 def in_order(files: Iterable[Migration]) -> tuple[Migration, ...]:

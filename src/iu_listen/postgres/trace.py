@@ -20,15 +20,16 @@ import anyio.lowlevel
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import Settings
 from iu_listen.model.spans import Page, Place, Span, attempt_span, attempt_spans, letter_span
-from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earlier
+from iu_listen.postgres.lease import described
 from iu_listen.postgres.session import Connection, ask, ask_rows
 from iu_listen.postgres.sqlfiles import query
 
 #: Number of spans that are created without a pause for other tasks. It takes about 0.3 ms, in which the consumer in the
 #: same process cannot run.
-SLICE: Final = 32
+SPANS_PER_SLICE: Final = 32
 #: Longest wait for the answer of a trivial query, in seconds. It is short, because a shutdown may wait for this answer.
-PATIENCE: Final = 4.0
+KEEPALIVE_DEADLINE: Final = 4.0
 #: First key of the advisory lock that one export holds; the second key is a hash of the export's name.
 TRACE_KEY: Final = 726006
 
@@ -41,8 +42,8 @@ class TraceSession:
         self._deadline = settings.batch_deadline
         self._name = name
         self._batches = batches
-        # While a page is sent, two tasks use the session: one calls alive(), the other one calls beyond().
-        self._one = anyio.Lock()
+        # While a page is sent, two tasks use the session: one calls keep_alive(), the other one calls spans_after().
+        self._session_lock = anyio.Lock()
 
     async def take_lease(self) -> str | None:
         """Become the only reader of this export; a new export begins at the present.
@@ -54,7 +55,7 @@ class TraceSession:
             (row,) = await self._rows("take_lease", TRACE_KEY, self._name)
             # A lock that a foreign role holds is ignored. Two readers would then share the pages and lose none.
             if not row["mine"] and not row["strangers"]:
-                return str(row["words"])
+                return described(row["words"])
         await ask(self._connection, self._deadline, query("trace/register"), self._name)
         return None
 
@@ -66,18 +67,21 @@ class TraceSession:
         """
         answer = json.loads(await ask(self._connection, self._deadline, query("trace/tick"), self._name))
         if answer["status"] == "refused":
-            raise Refused(f"the cursor of the traces is not believed: {answer['reason']}", "docs/how-to/repair.md")
+            raise Refused(
+                f"the cursor of the trace export does not belong to this database's history: {answer['reason']}",
+                "See docs/how-to/repair.md.",
+            )
         if answer["status"] == "idle":
             return None
         return _place(answer)
 
-    async def again(self, since: datetime) -> Place:
+    async def place_since(self, since: datetime) -> Place:
         """The place at which a repeated export of all spans since this time begins."""
         return _place(json.loads(await ask(self._connection, self._deadline, query("trace/again"), since)))
 
-    async def beyond(self, place: Place) -> list[Span]:
+    async def spans_after(self, place: Place) -> list[Span]:
         """The spans of the newest attempts after a place, in its tick or later."""
-        async with self._one:
+        async with self._session_lock:
             rows = await self._rows("trace/beyond", place.prev, *place.attempt)
         return [attempt_span(row, self._lineage(place)) for row in rows]
 
@@ -85,26 +89,26 @@ class TraceSession:
         """The history that is part of the names of batches; empty: batches are not spans, and attempts have no link."""
         return place.lineage if self._batches else ""
 
-    async def alive(self) -> None:
+    async def keep_alive(self) -> None:
         """Execute a trivial query, so that the server does not end the session as idle."""
-        async with self._one:
-            await ask(self._connection, min(self._deadline, PATIENCE), query("backend_pid"))
+        async with self._session_lock:
+            await ask(self._connection, min(self._deadline, KEEPALIVE_DEADLINE), query("backend_pid"))
 
     async def page(self, place: Place, limit: int) -> Page:
         """The spans of the next ``limit`` attempts; after the last attempt also of ``limit`` dead letters."""
         rows = await self._rows("trace/attempts", place.prev, place.tick, *place.attempt, limit)
         spans: list[Span] = []
         made = attempt_spans(rows, self._lineage(place))
-        while some := list(islice(made, SLICE)):
+        while some := list(islice(made, SPANS_PER_SLICE)):
             spans += some
             await anyio.lowlevel.checkpoint()
         # Counted by event, because an event with a malformed trace context has one attempt for each route.
-        odd = {
+        malformed = {
             row["event_ref"]
             for row in rows
             if row["event_context"] is not None and row["traceparent"] is None and row["attempt_no"] == 1
         }
-        ignored = len(odd)
+        ignored = len(malformed)
         if rows:
             place = replace(place, attempt=(str(rows[-1]["xact_id"]), rows[-1]["id"]))
         if len(rows) == limit:
@@ -141,21 +145,21 @@ def _place(answer: dict[str, Any]) -> Place:
 
 @asynccontextmanager
 async def trace_session(
-    settings: Settings, former: EarlierSessions, name: str, *, batches: bool
+    settings: Settings, earlier: EarlierSessions, name: str, *, batches: bool
 ) -> AsyncIterator[TraceSession]:
     """Open the session of the trace export.
 
     Args:
         settings: The connection string and the deadlines.
-        former: The earlier sessions of the consumer.
+        earlier: The earlier sessions of the consumer.
         name: The name of the export.
         batches: Whether batches are spans, so that the spans of attempts link to them.
 
     Raises:
         SessionLost: No session could be opened.
     """
-    async with succeeding(
-        former, "traces", settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline,
-        patience=settings.batch_deadline, idle_timeout=4 * settings.session_timeout,
+    async with replacing_earlier(
+        earlier, "traces", settings.dsn, name=f"iu-listen traces {name}", deadline=settings.deadline,
+        answer_timeout=settings.batch_deadline, idle_timeout=4 * settings.session_timeout,
     ) as connection:  # fmt: skip
         yield TraceSession(connection, settings, name, batches)

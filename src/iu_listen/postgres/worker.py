@@ -6,22 +6,21 @@ import json
 import os
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
 import anyio
-import anyio.lowlevel
 
-from iu_listen.model.delivery import TakenDelivery, TakeRequest
+from iu_listen.model.delivery import TakeRequest
 from iu_listen.model.errors import NoAnswer, Refused, SessionLost
-from iu_listen.model.routing import Batch, BatchFailure, State, Tally
+from iu_listen.model.routing import BatchAnswer, BatchFailure, State, Tally
 from iu_listen.model.settings import Settings
-from iu_listen.postgres.admission import WORDS, site_of
+from iu_listen.postgres.admission import ADMISSION_TEXTS, site_of
 from iu_listen.postgres.delivery import columns, taken_of
-from iu_listen.postgres.earlier_sessions import EarlierSessions, succeeding
+from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earlier
 from iu_listen.postgres.lease import WorkerLease
 from iu_listen.postgres.session import Connection, Prepared, ask, ask_rows, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
@@ -71,21 +70,15 @@ class WorkerSession:
         """
         return None if self._connection.pooled else await self._lease.take()
 
-    async def run_batch(
-        self,
-        limit: int,
-        wants: Sequence[TakeRequest] = (),
-        give: Callable[[Sequence[TakenDelivery], float], None] | None = None,
-    ) -> Batch:
+    async def run_batch(self, limit: int, requests: Sequence[TakeRequest] = ()) -> BatchAnswer:
         """Route at most ``limit`` events in one transaction.
 
         A batch that is cancelled is rolled back as a whole, and its session is lost.
 
         Args:
             limit: Largest number of events.
-            wants: The routes whose new deliveries the dispatcher has capacity for. The batch returns these deliveries
-                in the same round trip.
-            give: Called with these deliveries and with the duration of the batch in seconds.
+            requests: The routes whose new deliveries the dispatcher has capacity for. The batch returns these
+                deliveries in the same round trip.
 
         Raises:
             SessionLost: The session was lost or abandoned, or the server did not answer in time (NoAnswer).
@@ -93,11 +86,11 @@ class WorkerSession:
         """
         began, began_ns = time.perf_counter(), time.time_ns()
         try:
-            if wants and isinstance(self._batch_and_take, str):
+            if requests and isinstance(self._batch_and_take, str):
                 # Prepared here, because a consumer that delivers nothing does not need this statement.
                 with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
                     self._batch_and_take = await self._connection.prepare_once(self._batch_and_take)
-            statement, more = (self._batch_and_take, columns(wants)) if wants else (self._batch, ())
+            statement, more = (self._batch_and_take, columns(requests)) if requests else (self._batch, ())
             rows = await ask_rows(
                 self._connection, self._settings.batch_deadline, statement, self._settings.worker, limit, *more
             )
@@ -107,13 +100,9 @@ class WorkerSession:
                 raise
             raise SessionLost(self._abandoned, error.hint) from error
         seconds = time.perf_counter() - began
-        # The answer does not contain the policies of the routes; the deadlines and spans of ``wants`` are used.
-        taken = taken_of(rows, {want.route: (want.deadline, want.span) for want in wants}) if wants else []
-        if taken and give is not None:
-            give(taken, seconds)
-            # Let the calls begin before the observations of this batch are reported.
-            await anyio.lowlevel.checkpoint()
-        return Batch.from_answer(json.loads(rows[0][0]), seconds, began_ns, len(taken))
+        # The answer does not contain the policies of the routes; the deadlines and spans of the requests are used.
+        deliveries = taken_of(rows, {r.route: (r.deadline, r.span) for r in requests}) if requests else []
+        return BatchAnswer(json=rows[0][0], seconds=seconds, began_ns=began_ns, deliveries=deliveries)
 
     async def note_failure(self, limit: int, failure: BatchFailure) -> None:
         """Record that a batch of at most ``limit`` events failed, so that the next batches isolate the cause."""
@@ -128,8 +117,8 @@ class WorkerSession:
         Raises:
             SessionLost: The session was lost, or another consumer now holds the lease that was held as a row.
         """
-        if self._lease.around and (holder := await self._lease.take()) is not None:
-            raise SessionLost(f"the lease is held by {holder}")
+        if self._lease.held_as_row and (holder := await self._lease.take()) is not None:
+            raise SessionLost(f"another consumer has taken the lease of the worker: {holder}")
         await ask(
             self._connection, self._settings.deadline, query("beat"),
             self._consumer, self._settings.worker, platform.node(), os.getpid(), self._version,
@@ -155,7 +144,7 @@ def _failure(error: SessionLost | Refused) -> BatchFailure:
 
 @asynccontextmanager
 async def worker_session(
-    settings: Settings, consumer: UUID, version: str, former: EarlierSessions
+    settings: Settings, consumer: UUID, version: str, earlier: EarlierSessions
 ) -> AsyncIterator[WorkerSession]:
     """Open the worker session.
 
@@ -163,7 +152,7 @@ async def worker_session(
         settings: The connection string and the deadlines.
         consumer: Identity of the consumer, for its heartbeat.
         version: Version of the consumer, for its heartbeat.
-        former: The earlier sessions of the consumer. Those that still exist on the server are ended, so that none of
+        earlier: The earlier sessions of the consumer. Those that still exist on the server are ended, so that none of
             them keeps the lease.
 
     Raises:
@@ -171,8 +160,8 @@ async def worker_session(
         Refused: The consumer may not work on this database (admission.py).
     """
     name = f"iu-listen worker {settings.worker}"
-    async with succeeding(
-        former, "worker", settings.dsn, name=name, deadline=settings.deadline, patience=settings.batch_deadline,
+    async with replacing_earlier(
+        earlier, "worker", settings.dsn, name=name, deadline=settings.deadline, answer_timeout=settings.batch_deadline,
         idle_timeout=settings.session_timeout,
     ) as connection:  # fmt: skip
         for row in await ask_rows(connection, settings.deadline, query("takes_no_writes")):
@@ -185,5 +174,5 @@ async def worker_session(
         # An unknown site forbids deliveries only, not routing.
         if refusal not in (None, "foreign_site"):
             await session.beat(State.REFUSING, refusal, False, "", Tally())
-            raise Refused(*WORDS[refusal])
+            raise Refused(*ADMISSION_TEXTS[refusal])
         yield session

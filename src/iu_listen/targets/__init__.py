@@ -17,7 +17,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from iu_listen.flow.ports import Target
-from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.errors import ConfigurationError, safe_message
 from iu_listen.model.secrets import Secrets, entries
 from iu_listen.targets.guard import Guard
 from iu_listen.targets.python import PythonTarget
@@ -117,7 +117,7 @@ def opened(address: str, options: Mapping[str, Any], secrets: Secrets) -> Target
         raise
     except Exception as error:
         # An entry point may belong to another package. Its unexpected error must concern only this route.
-        raise ConfigurationError(f"the target cannot be opened: {words(error)}") from error
+        raise ConfigurationError(f"the target cannot be opened: {safe_message(error)}") from error
 
 
 def scheme_of(address: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iu_listen.model.delivery import Delivery
-from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.errors import ConfigurationError, safe_message
 
 #: A target in the code of a user: it returns after a successful delivery, and raises the exceptions that
 #: iu_listen.model.delivery describes.
@@ -103,7 +103,7 @@ def load(app: str) -> list[PythonTarget]:
         ) from error
     except Exception as error:
         raise ConfigurationError(
-            f"{name} cannot be imported: {words(error)}", f"Check with: python -m {name}"
+            f"{name} cannot be imported: {safe_message(error)}", f"Check with: python -m {name}"
         ) from error
     if isinstance(found, PythonTarget):
         return [found]

@@ -22,7 +22,7 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
-from iu_listen.model.errors import ConfigurationError, words
+from iu_listen.model.errors import ConfigurationError, safe_message
 from iu_listen.model.spans import CollectorAnswer, Span, Verdict
 from iu_listen.telemetry.otlp.encoding import encode_spans, request
 from iu_listen.telemetry.sdk_exporters import otlp_timeout, otlp_variable, resource
@@ -170,7 +170,7 @@ class OtlpCollector(ABC):
             self._abandon()
             raise
         except Exception as error:  # noqa: BLE001 after any error the spans are sent again
-            return Verdict(CollectorAnswer.AGAIN, f"the collector cannot be reached: {words(error)}")
+            return Verdict(CollectorAnswer.AGAIN, f"the collector cannot be reached: {safe_message(error)}")
         # The number is added to a counter, so it must be between 0 and the number of spans.
         return replace(verdict, rejected=min(max(verdict.rejected, 0), len(spans)))
 
