@@ -89,4 +89,6 @@ def test_nothing_is_changed(past):
 def test_what_is_typed_wrong(past):
     """An unknown route or an invalid time is reported, with the permitted values."""
     refused(2, "there is no route nowhere", f"Existing routes: {ROUTE}", dsn=past.dsn)("route", "backtest", "nowhere")
-    refused(2, "sometime is no point in time", dsn=past.dsn)("route", "backtest", ROUTE, "--since", "sometime")
+    refused(2, "cannot read 'sometime' as a timestamp or an interval", dsn=past.dsn)(
+        "route", "backtest", ROUTE, "--since", "sometime"
+    )

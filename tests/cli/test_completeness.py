@@ -71,7 +71,7 @@ def test_what_is_missing_is_listed(lossy):
     assert "INCOMPLETE  iu_outbound_default: 300 events" in done.out
     assert all(event in done.out for event in lost(lossy.dsn))
 
-    (audit,) = run("status", "--json", dsn=lossy.dsn).json["audits"]
+    (audit,) = run("status", "--json", dsn=lossy.dsn).json["completeness"]
     assert (audit["worker"], audit["checked"], audit["missing"], audit["accepted"]) == (
         "iu_outbound_default", 300, 25, 0,
     )  # fmt: skip
@@ -169,7 +169,7 @@ def test_accept(lossy):
 def test_what_was_typed_wrong(live):
     """Options that exclude each other are named, and the database is not queried."""
     refused(2, "exclude each other")("completeness", "--repair", "--accept", dsn=live.dsn)
-    refused(2, "--yes goes with")("completeness", "--yes", dsn=live.dsn)
+    refused(2, "--yes requires --repair or --accept")("completeness", "--yes", dsn=live.dsn)
     refused(2, "worker nobody is not registered")("completeness", "--worker", "nobody", dsn=live.dsn)
     execute(live.dsn, "update iu_route_worker_cursor set lineage = gen_random_uuid()")
     refused(1, "foreign_cursor", "docs/how-to/repair.md")("completeness", dsn=live.dsn)
@@ -233,7 +233,7 @@ def test_the_service_audits_by_itself(lossy):
     with running("run", "--log-format", "json", dsn=lossy.dsn, env=env) as service:
         service.until_it_says("without attempts")
         assert '"events": 25' in service.said
-        (audit,) = run("status", "--json", dsn=lossy.dsn).json["audits"]
+        (audit,) = run("status", "--json", dsn=lossy.dsn).json["completeness"]
         assert audit["missing"] == 25
         assert run("completeness", "--repair", "--yes", dsn=lossy.dsn).code == 0
         said = service.said.count("without attempts")

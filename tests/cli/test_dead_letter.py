@@ -89,5 +89,5 @@ def test_a_replay_of_a_disabled_route(live, letter):
     """--plan announces that a disabled route prevents the replay, which exits with 1; the dead letter stays open."""
     run("route", "disable", ROUTE, dsn=live.dsn)
     plan = run("dead-letter", "replay", "--all", "--plan", "--json", dsn=live.dsn).json
-    assert plan[0]["would"] == "skipped: the route is disabled; it would stay open"
+    assert plan[0]["would"] == "skipped: the route is disabled; the dead letter stays open"
     refused(1, "not_replayed", "route_disabled")("dead-letter", "replay", "--all", dsn=live.dsn)

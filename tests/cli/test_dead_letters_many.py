@@ -201,7 +201,7 @@ def test_cancelling_is_planned_asked_for_and_answers_for_a_dry_route(live):
     Fails when: a route without deliveries is treated as one that delivers.
     """
     run("gate", "open", "delivery", dsn=live.dsn)
-    assert "0 cancelled" in run("delivery", "cancel", ROUTE, "--why", "x", dsn=live.dsn).out
+    assert "Cancelled: 0 deliveries" in run("delivery", "cancel", ROUTE, "--why", "x", dsn=live.dsn).out
     run("route", "live", ROUTE, "--why", "a test", "--yes", dsn=live.dsn)
     run("emit", "--count", "3", dsn=live.dsn)
     execute(live.dsn, "select fn_iu_route_worker_run('iu_outbound_default', 100)")
@@ -216,7 +216,7 @@ def test_cancelling_is_planned_asked_for_and_answers_for_a_dry_route(live):
     one = run("delivery", "cancel", ROUTE, "--why", "x", "--event", event, "--json", dsn=live.dsn)
     assert one.json == {"route": ROUTE, "cancelled": 1}
     done = run("delivery", "cancel", ROUTE, "--why", "x", "--yes", dsn=live.dsn)
-    assert "2 cancelled" in done.out
+    assert "Cancelled: 2 deliveries" in done.out
 
 
 def test_progress_is_shown_on_a_terminal_only(letters):
@@ -253,5 +253,5 @@ def test_a_list_that_is_cut_says_so(letters):
            select 'iu_outbound_default', l.route_code, l.event_ref, row_number() over (order by l.id) % 30
              from iu_route_dead_letter l""",
     )
-    assert "More than these 20 subjects are parked" in run("delivery", "list", dsn=letters).err
+    assert "Only 20 parked subjects are shown" in run("delivery", "list", dsn=letters).err
     assert "More than" not in run("delivery", "list", "--limit", "30", dsn=letters).err

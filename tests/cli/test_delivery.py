@@ -41,7 +41,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
 
     done = run("route", "live", ROUTE, "--why", "CRM-118", "--actor", "ann", "--yes", dsn=ready)
     assert "The delivery gate is still closed. Open it: iu-listen gate open delivery" in done.err
-    assert "is live, and delivery gate closed" in run("doctor", dsn=ready).out
+    assert "is live, but a switch is closed (delivery gate closed)" in run("doctor", dsn=ready).out
     run("gate", "open", "delivery", dsn=ready)
     run("emit", dsn=ready)
     execute(ready, WORK)

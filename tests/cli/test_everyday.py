@@ -392,7 +392,7 @@ def test_an_event_of_an_unregistered_type(live):
             execute(live.dsn, emit)
     refused(2, "order_placed is not registered", "Registered:")("emit", "--type", "order_placed", dsn=live.dsn)
 
-    assert "3 of unregistered types, so far" in run("doctor", dsn=live.dsn).out
+    assert "3 events of unregistered types were refused" in run("doctor", dsn=live.dsn).out
     assert value(live.dsn, f"select figure from fn_iu_metrics('{WORKER}') where what = 'refused_emits'") == 3
     execute(live.dsn, "update dot_config set value = 'false' where key like '%master%'")
     assert value(live.dsn, emit) is None

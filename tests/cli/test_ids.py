@@ -67,7 +67,7 @@ def test_a_beginning_of_several(known):
         refused(2, "several dead letters", "feed0000", "feed0002")(*command, dsn=dsn)
     refused(2, "there is no event")("attempts", "--event", "0bad", dsn=dsn)
     refused(2, "there is no dead letter")("dead-letter", "show", "0bad", dsn=dsn)
-    refused(1, "nothing is known of 0bad")("trace", "0bad", dsn=dsn)
+    refused(1, "there is no event, attempt or dead letter with the id 0bad")("trace", "0bad", dsn=dsn)
     for wrong in ("abc", "no-id", "abcd" * 9):
         refused(2, "UUID")("attempts", "--event", wrong, dsn=dsn)
         refused(2, "UUID")("dead-letter", "replay", wrong, dsn=dsn)

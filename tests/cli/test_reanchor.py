@@ -44,7 +44,7 @@ def test_from_the_refusal_to_the_end(live):
 
     run("gate", "close", "worker", dsn=dsn)
     done = run("cursor", "reanchor", "--yes", dsn=dsn)
-    assert (done.code, done.out.strip()) == (0, "Done: 2 events are to be read, 0 events count as read.")
+    assert (done.code, done.out.strip()) == (0, "Done: to be read: 2 events; counted as read: 0 events.")
     assert "gate open worker" in done.err
     assert "iu-listen completeness" in done.err
     run("gate", "open", "worker", dsn=dsn)
@@ -78,12 +78,12 @@ def test_our_own_history(applied):
     assert "No worker refuses" in run("cursor", "reanchor", "--plan", dsn=dsn).out
     refused(1, "no worker refuses", "--force")("cursor", "reanchor", "--yes", dsn=dsn)
     assert portrait(dsn) == before
-    assert "1 event(s) are to be read" in run("cursor", "reanchor", "--yes", "--force", dsn=dsn).out
+    assert "to be read: 1 event;" in run("cursor", "reanchor", "--yes", "--force", dsn=dsn).out
 
 
 def test_a_time_that_is_none(applied):
     """An invalid time is refused with an example of a valid one."""
-    refused(2, "yesterday is no point in time", "2026-11-24T15:00:00Z")(
+    refused(2, "cannot read 'yesterday' as a timestamp or an interval", "2026-11-24T15:00:00Z")(
         "cursor", "reanchor", "--since", "yesterday", dsn=applied.dsn
     )
 

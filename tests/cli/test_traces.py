@@ -102,9 +102,11 @@ def test_what_nobody_has_looked_at_yet(eventful):
     """An event without attempts is shown; an unknown id is refused with 1, and an invalid one with 2."""
     event = value(eventful.dsn, "select id from event_outbox where id not in (select event_ref from iu_route_attempt)")
     assert "event version_applied" in run("trace", str(event), dsn=eventful.dsn).out
-    refused(1, "nothing is known of 0", dsn=eventful.dsn)("trace", "00000000-0000-0000-0000-000000000007")
-    refused(1, "nothing is known of 99999", dsn=eventful.dsn)("trace", "99999")
-    refused(2, "nonsense is no id", dsn=eventful.dsn)("trace", "nonsense")
+    refused(1, "no event, attempt or dead letter with the id 0", dsn=eventful.dsn)(
+        "trace", "00000000-0000-0000-0000-000000000007"
+    )
+    refused(1, "no event, attempt or dead letter with the id 99999", dsn=eventful.dsn)("trace", "99999")
+    refused(2, "nonsense is not an id", dsn=eventful.dsn)("trace", "nonsense")
 
 
 def test_a_trace_for_machines_is_otlp(eventful, receiver):
@@ -166,10 +168,10 @@ def test_a_period_is_exported_once_more(live, receiver):
 @pytest.mark.parametrize(
     ("arguments", "env", "code", "words"),
     [
-        (("--since", "yesterdayish"), {}, 2, "yesterdayish is no point in time and no interval"),
+        (("--since", "yesterdayish"), {}, 2, "cannot read 'yesterdayish' as a timestamp or an interval"),
         (("--since", "1h", "--follow"), {}, 2, "exclude each other"),
         ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, 2, "is not an http or https URL"),
-        (("--since", "2026"), {}, 2, "2026 is no point in time and no interval"),
+        (("--since", "2026"), {}, 2, "cannot read '2026' as a timestamp or an interval"),
         ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://user:s3cret@:4317", **GRPC}, 2, "endpoint …@:4317 is no http"),
         ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, 2, "is not an http or https URL"),
         ((), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:99999"}, 2, "is not an http or https URL"),

@@ -40,7 +40,7 @@ async def test_rows_in_the_default_partition_prevent_a_month(partitioned):
             await partition_of_month(c, -3),
         ]
         assert maintainer.held == [
-            {"partition": await partition_of_month(c, -2), "why": "2 rows of the default partition belong there"}
+            {"partition": await partition_of_month(c, -2), "why": "2 rows of this month are in the default partition"}
         ]
 
 

@@ -93,8 +93,8 @@ async def test_two_simultaneous_runs_remove_each_row_once(live):
         ((None, 10, "1 day"), "there is no retention policy null"),
         (("events", 0, "1 day"), "batch limit must be 1 or more, not 0"),
         (("events", None, "1 day"), "batch limit must be 1 or more, not null"),
-        (("events", 10, "-1 day"), "must be kept for some time, not for -1 day"),
-        (("events", 10, "0"), "must be kept for some time, not for 00:00:00"),
+        (("events", 10, "-1 day"), "the interval must be positive, not -1 day"),
+        (("events", 10, "0"), "the interval must be positive, not 00:00:00"),
     ],
 )
 async def test_invalid_arguments_are_refused(live, arguments, says):

@@ -183,7 +183,7 @@ def cursor_reanchor(
                 )
             else:
                 again, past = output.plural(did["again"], "event"), output.plural(did["past"], "event")
-                output.line(f"Done: {again} are to be read, {past} count as read.")
+                output.line(f"Done: to be read: {again}; counted as read: {past}.")
                 output.note(
                     "Next: `iu-listen gate open worker`. When the backlog is empty, `iu-listen completeness` checks"
                     " that every event has its attempts."
