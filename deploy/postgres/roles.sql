@@ -16,7 +16,7 @@
 -- created before PostgreSQL 15, public may create objects in schema public. Revoke that separately, because it concerns
 -- all roles.
 --
--- needs: worker/004 to 024, runtime/060
+-- needs: worker/004 to 022, functions/, runtime/060
 -- locks: none for which readers or producers wait
 
 begin;
@@ -109,6 +109,29 @@ revoke execute on function
     public.fn_iu_delivery_problems(public.iu_outbound_route),
     public.fn_iu_delivery_unusable(text, uuid, text[], text[], text[]),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_dead_letter_replay(uuid, text),
+    public.fn_iu_batch_idle(public.iu_route_worker_cursor), public.fn_iu_batch_routes(public.iu_route_worker_cursor),
+    public.fn_iu_batch_tick(public.iu_route_worker_cursor),
+    public.fn_iu_batch_own_events(public.iu_route_worker_cursor, xid8),
+    public.fn_iu_batch_page(public.iu_route_worker_cursor, public.iu_batch_range, public.iu_batch_routes, bigint, integer),
+    public.fn_iu_batch_shorten(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes, boolean, integer),
+    public.fn_iu_batch_decide(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                              public.iu_batch_result),
+    public.fn_iu_batch_enqueue(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                               public.iu_batch_result),
+    public.fn_iu_batch_call(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                            public.iu_batch_result, boolean),
+    public.fn_iu_batch_give_up(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                               public.iu_batch_result),
+    public.fn_iu_batch_dead_letters(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                                    public.iu_batch_result, boolean),
+    public.fn_iu_batch_advance(public.iu_route_worker_cursor, public.iu_batch_page, xid8),
+    public.fn_iu_batch_finish(public.iu_route_worker_cursor, public.iu_batch_result, integer, boolean, boolean),
+    public.fn_iu_error_of_event(text), public.fn_iu_error_of_system(text), public.fn_iu_decision_status(text),
+    public.fn_iu_health_facts(public.iu_route_worker_cursor), public.fn_iu_health_consumer(public.iu_health_facts),
+    public.fn_iu_health_progress(public.iu_health_facts, text), public.fn_iu_health_delivery(text, text),
+    public.fn_iu_health_warnings(public.iu_health_facts, public.iu_route_worker_cursor),
+    public.fn_iu_health_condition(public.iu_health_facts),
+    public.fn_iu_dead_letter_decide(public.iu_route_dead_letter, public.iu_outbound_route, integer),
     public.fn_iu_route_worker_health(text), public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint),
     public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
     public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer), public.fn_iu_route_page(text, text[], text[], integer),
@@ -185,6 +208,32 @@ grant execute on function
     public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
     public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer), public.fn_iu_route_page(text, text[], text[], integer),
     public.fn_iu_route_candidates(public.iu_outbound_route[], text[], text[])
+    to iu_listen_consumer;
+
+-- The steps of a batch, and of health.
+grant execute on function
+    public.fn_iu_batch_idle(public.iu_route_worker_cursor), public.fn_iu_batch_routes(public.iu_route_worker_cursor),
+    public.fn_iu_batch_tick(public.iu_route_worker_cursor),
+    public.fn_iu_batch_own_events(public.iu_route_worker_cursor, xid8),
+    public.fn_iu_batch_page(public.iu_route_worker_cursor, public.iu_batch_range, public.iu_batch_routes, bigint, integer),
+    public.fn_iu_batch_shorten(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes, boolean, integer),
+    public.fn_iu_batch_decide(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                              public.iu_batch_result),
+    public.fn_iu_batch_enqueue(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                               public.iu_batch_result),
+    public.fn_iu_batch_call(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                            public.iu_batch_result, boolean),
+    public.fn_iu_batch_give_up(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                               public.iu_batch_result),
+    public.fn_iu_batch_dead_letters(public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes,
+                                    public.iu_batch_result, boolean),
+    public.fn_iu_batch_advance(public.iu_route_worker_cursor, public.iu_batch_page, xid8),
+    public.fn_iu_batch_finish(public.iu_route_worker_cursor, public.iu_batch_result, integer, boolean, boolean),
+    public.fn_iu_error_of_event(text), public.fn_iu_error_of_system(text), public.fn_iu_decision_status(text),
+    public.fn_iu_health_facts(public.iu_route_worker_cursor), public.fn_iu_health_consumer(public.iu_health_facts),
+    public.fn_iu_health_progress(public.iu_health_facts, text), public.fn_iu_health_delivery(text, text),
+    public.fn_iu_health_warnings(public.iu_health_facts, public.iu_route_worker_cursor),
+    public.fn_iu_health_condition(public.iu_health_facts)
     to iu_listen_consumer;
 
 -- Delivery. The privileges that a SQL function as a target needs are granted separately, when a route is set up.
@@ -328,6 +377,12 @@ grant execute on function
     public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]),
     public.fn_iu_delivery_paused_by(text, boolean, boolean, timestamptz, timestamptz)
     to iu_listen_reader;
+grant execute on function
+    public.fn_iu_health_facts(public.iu_route_worker_cursor), public.fn_iu_health_consumer(public.iu_health_facts),
+    public.fn_iu_health_progress(public.iu_health_facts, text), public.fn_iu_health_delivery(text, text),
+    public.fn_iu_health_warnings(public.iu_health_facts, public.iu_route_worker_cursor),
+    public.fn_iu_health_condition(public.iu_health_facts)
+    to iu_listen_reader;
 
 grant select on
     public.dot_config, public.event_type_registry, public.iu_outbound_route, public.iu_route_attempt,
@@ -399,7 +454,9 @@ grant insert (route_count, batch_xact_id) on public.iu_route_attempt to iu_liste
 -- A replay uses the snapshot of the event, so it reads all columns of dead letters, and writes an attempt.
 grant execute on function
     public.fn_iu_route_dead_letter_replay(uuid, text), public.fn_iu_route_deliver(text, uuid, jsonb),
-    public.fn_iu_route_dispatch(text, uuid, jsonb)
+    public.fn_iu_route_dispatch(text, uuid, jsonb),
+    public.fn_iu_dead_letter_decide(public.iu_route_dead_letter, public.iu_outbound_route, integer),
+    public.fn_iu_error_of_event(text), public.fn_iu_error_of_system(text), public.fn_iu_decision_status(text)
     to iu_listen_operator;
 grant select, update (attempt_no, replay_count, last_replay_at, failure_code, failure_detail, resolved_at, resolution)
     on public.iu_route_dead_letter to iu_listen_operator;

@@ -141,7 +141,7 @@ def test_a_repeatable_file_only_creates_or_replaces():
 
 
 #: Versioned files whose functions are not yet in a repeatable file.
-UNDIVIDED: set[str] = {"009", "021", "024"}
+UNDIVIDED: set[str] = set()
 
 
 def test_only_repeatable_files_create_functions_and_views():

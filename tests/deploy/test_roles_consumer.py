@@ -144,6 +144,12 @@ async def run_consumer_statements(connection: asyncpg.Connection) -> None:
     metrics_session = MetricsSession(connection, settings)
     for _ in range(2):
         await metrics_session.measure()
+    # A batch with an event that is given up, with more than ten routes for an event, or with more than 64 routes calls
+    # these functions.
+    await connection.execute(
+        "select fn_iu_batch_give_up(null, null, null, null), fn_iu_batch_shorten(null, null, null, true, 1),"
+        " fn_iu_route_candidates(null, null, null)"
+    )
     # A batch with a cursor ahead of its server calls this function; the transaction is rolled back.
     await connection.execute("select fn_iu_outbox_refuse('cursor_ahead')")
 

@@ -247,7 +247,7 @@ async def test_events_that_are_not_routed_are_not_healthy(live, ever):
         await event_is_old(worker, 8)
         answer = await health(worker)
         assert not answer["healthy"]
-        assert "nobody routes them" in answer["reasons"][-1]
+        assert "no consumer routes them" in answer["reasons"][-1]
         assert "1 event(s) wait" in answer["reasons"][-1]
         await drain(worker)
         assert (await health(worker))["healthy"]

@@ -92,7 +92,7 @@ async def test_the_replay_of_a_large_event_reads_the_outbox(live):
         detail = await connection.fetchval("select failure_detail from iu_route_dead_letter")
         await connection.execute("rollback")
         assert not gone["resolved"]
-        assert f"event {event} is too large for its dead letter, and is not in the log any more" in detail
+        assert f"event {event} is too large for its dead letter, and is not in the outbox any more" in detail
 
         done = json.loads(await connection.fetchval("select fn_iu_route_dead_letter_replay($1)::text", letter))
         assert (done["decision"], done["resolved"]) == ("delivered", True)

@@ -158,7 +158,7 @@ async def _health(connection: Connection, worker: str) -> Finding:
     health = await worker_health(connection, worker)
     if not health["healthy"]:
         reasons = humane("; ".join(health["reasons"]))
-        absent = "silent" in reasons or "nobody routes" in reasons
+        absent = "silent" in reasons or "no consumer routes" in reasons
         return Finding("fail", "health", reasons, "Check that a consumer is running: iu-listen run" if absent else "")
     if health["warnings"]:
         words = ", ".join(f"{w['code'].replace('_', ' ')} {number(w['figure'])}" for w in health["warnings"])

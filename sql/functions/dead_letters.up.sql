@@ -12,14 +12,16 @@
 -- A settlement locks the lease first. A part that changes many deliveries, or many dead letters of queued routes, also
 -- locks the lease, so it never runs at the same time as a settlement.
 --
--- needs: 008, 009, 011, 012, functions/delivery_switches, functions/event_snapshot, functions/trace_ids
+-- kind: repeatable
+-- needs: 008, 011, 012, functions/delivery_switches, functions/event_snapshot, functions/trace_ids
+-- calls: 009, functions/routing, functions/sql_targets
 -- locks: nothing that exists
 
 -- Cancel -------------------------------------------------------------------------------------------------
 
 -- Nothing is lost: each delivery becomes a dead letter that records the actor and the reason. Only deliveries of a
 -- paused route can be cancelled, because an in-flight call cannot be undone.
-create function public.fn_iu_delivery_cancel(
+create or replace function public.fn_iu_delivery_cancel(
     p_route_code text, p_event_ref uuid, p_why text, p_actor text default session_user,
     p_after bigint default 0, p_until bigint default null, p_limit integer default 1000)
 returns jsonb
@@ -102,7 +104,7 @@ comment on function public.fn_iu_delivery_cancel(text, uuid, text, text, bigint,
 -- Selection ----------------------------------------------------------------------------------------------
 
 -- The best plan depends on the filters that are given, so it is made for each call.
-create function public.fn_iu_dead_letters_open(
+create or replace function public.fn_iu_dead_letters_open(
     p_route_code text, p_failure_code text, p_since timestamptz, p_event_ref uuid, p_subject text,
     p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer)
 returns setof uuid
@@ -138,7 +140,7 @@ comment on function public.fn_iu_dead_letters_open(
 
 -- Dead letters of a route that queues are queued in one statement. All others are decided one by one, by the replay of
 -- 009, until one second has passed.
-create function public.fn_iu_dead_letters_replay(
+create or replace function public.fn_iu_dead_letters_replay(
     p_route_code text, p_failure_code text, p_since timestamptz, p_event_ref uuid, p_subject text, p_actor text,
     p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer default 1000)
 returns jsonb
@@ -198,7 +200,47 @@ comment on function public.fn_iu_dead_letters_replay(
     'Replays the next dead letters of a route that pass the filters. Answers the number for each result, and where '
     'the part ended.';
 
-create function public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text)
+-- The same decision as in a batch, for one event, from its snapshot. The caller handles errors.
+create or replace function public.fn_iu_dead_letter_decide(
+    p_dead_letter public.iu_route_dead_letter, p_route public.iu_outbound_route, p_attempt_no integer)
+returns text
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    d          public.iu_route_dead_letter := p_dead_letter;
+    v_decision text;
+begin
+    if p_route.route_code is null then
+        v_decision := 'no_route';
+    elsif not p_route.enabled then
+        v_decision := 'route_disabled';
+    elsif p_route.dry_run then
+        v_decision := 'dry_run';
+    else
+        -- A snapshot that is too large lacks the payload, which is read from the outbox.
+        if d.event_snapshot ? 'too_large' then
+            select to_jsonb(o) into d.event_snapshot from public.event_outbox o where o.id = d.event_ref;
+            if not found then
+                raise exception 'event % is too large for its dead letter, and is not in the outbox any more', d.event_ref
+                    using errcode = 'raise_exception';
+            end if;
+        end if;
+        v_decision := public.fn_iu_route_dispatch(d.route_code, d.event_ref, d.event_snapshot);
+    end if;
+    insert into public.iu_route_attempt
+        (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no, traceparent)
+    values (d.event_ref, d.route_kind, d.route_code, public.fn_iu_decision_status(v_decision), v_decision,
+            v_decision = 'delivered', d.idempotency_key, p_attempt_no,
+            public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent'));
+    return v_decision;
+end
+$$;
+comment on function public.fn_iu_dead_letter_decide(public.iu_route_dead_letter, public.iu_outbound_route, integer) is
+    'Decides the event of a dead letter again by its route (null: the route does not exist any more), writes the attempt, '
+    'and answers the decision. An error of the target is raised.';
+
+create or replace function public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean, p_actor text)
 returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -237,11 +279,13 @@ begin
                public.fn_iu_trace_context(d.event_snapshot ->> 'traceparent')
           from turns d
          order by d.created_at, d.id
-        returning event_ref
+            on conflict do nothing
+        returning event_ref, route_code
     ), counted as (
         update public.iu_route_dead_letter d
            set replay_count = d.replay_count + 1, last_replay_at = clock_timestamp()
           from letters l
+          join queued q on q.event_ref = l.event_ref and q.route_code = l.route_code
          where d.id = l.id
     )
     select count(*) into v_count from queued;
@@ -254,7 +298,7 @@ comment on function public.fn_iu_dead_letters_queue(uuid[], boolean, text) is
 
 -- Resolve ------------------------------------------------------------------------------------------------
 
-create function public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text default session_user)
+create or replace function public.fn_iu_dead_letters_resolve(p_ids uuid[], p_why text, p_actor text default session_user)
 returns integer
 language plpgsql
 set search_path = pg_catalog, pg_temp

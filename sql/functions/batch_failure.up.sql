@@ -20,12 +20,13 @@
 -- Nothing is written here while batches succeed. A failure that no event has caused (for example a restart of the
 -- server) costs a few smaller pages.
 --
--- needs: 008, 009
+-- kind: repeatable
+-- needs: 008
 -- locks: nothing that exists
 
 -- A page is limited in events, but its cost is its attempts, one for each route of an event. If events go to more than
 -- ten routes, the page is shortened in advance, before a deadline is exceeded.
-create function public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer)
+create or replace function public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer)
 returns integer
 language sql
 stable
@@ -44,7 +45,7 @@ comment on function public.fn_iu_route_page(text, text[], text[], integer) is
     'How many of these events fit on one page: at most ten attempts for each event of p_batch_limit, and at least one '
     'event.';
 
-create function public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[])
+create or replace function public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[])
 returns public.iu_outbound_route[]
 language sql
 immutable
@@ -62,7 +63,7 @@ comment on function public.fn_iu_route_candidates(public.iu_outbound_route[], te
     'Of these routes, those that events of these types and streams can take; of the disabled ones at least one for '
     'each type and stream, to tell route_disabled from no_route.';
 
-create function public.fn_iu_route_worker_failed(
+create or replace function public.fn_iu_route_worker_failed(
     p_worker_name text, p_batch_limit integer, p_why text, p_timed_out boolean default false,
     p_event_ref uuid default null, p_route_code text default null)
 returns void
@@ -108,7 +109,7 @@ comment on function public.fn_iu_route_worker_failed(text, integer, text, boolea
     'Records that a batch of at most p_batch_limit events failed, with the error, whether it timed out, and the event '
     'and route that the error named. The following batches isolate the event, and give it up if it fails alone.';
 
-create function public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer)
+create or replace function public.fn_iu_outbox_next(p_cursor public.iu_route_worker_cursor, p_limit integer)
 returns uuid[]
 language plpgsql
 stable
