@@ -100,9 +100,11 @@ def main() -> None:
 
         found = asyncio.run(rounds())
     bound, rate, disorder = (list(column) for column in zip(*found, strict=True))
-    print(f"a fresh backlog             {spread(bound)} events/s")
-    print(f"behind after an absence     {spread(rate)} events/s")
-    print(f"ratio of medians: {statistics.median(rate) / statistics.median(bound):.2f}; out of order: {sum(disorder)}")
+    print(f"a new backlog                 {spread(bound)} events/s")
+    print(f"a backlog after an absence    {spread(rate)} events/s")
+    print(
+        f"ratio of medians: {statistics.median(rate) / statistics.median(bound):.2f}; events out of order: {sum(disorder)}"
+    )
 
 
 if __name__ == "__main__":

@@ -107,9 +107,9 @@ def checkout(revision: str, folder: Path) -> Iterator[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("revision", help="the earlier version, as git names it")
-    parser.add_argument("--times", type=int, default=500, help="events of each")
-    parser.add_argument("--pause", type=float, default=0.02, help="between two events, in seconds")
+    parser.add_argument("revision", help="git revision of the earlier version")
+    parser.add_argument("--times", type=int, default=500, help="number of events for each version")
+    parser.add_argument("--pause", type=float, default=0.02, help="pause between two events, in seconds")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="iu-listen-bench-") as top, checkout(options.revision, Path(top) / "tree") as tree:
         root = Path(top)
@@ -123,7 +123,9 @@ def main() -> None:
     for name, found in waits.items():
         print(f"{name:8} p50 {percentile(found, 0.5):.2f} ms, p99 {percentile(found, 0.99):.2f} ms, {len(found)} calls")
     parts = [statistics.median(waits["now"][n::5]) / statistics.median(waits["earlier"][n::5]) for n in range(5)]
-    print(f"ratio of medians: {statistics.median(parts):.3f} (of each fifth: {min(parts):.3f} to {max(parts):.3f})")
+    print(
+        f"ratio of medians: {statistics.median(parts):.3f} (of each fifth of the events: {min(parts):.3f} to {max(parts):.3f})"
+    )
 
 
 if __name__ == "__main__":

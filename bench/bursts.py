@@ -24,12 +24,12 @@ WAITS = """
 select extract(epoch from pg_xact_commit_timestamp(a.xmin) - pg_xact_commit_timestamp(o.xmin))::float8 * 1000 as ms
   from event_outbox o join iu_route_attempt a on a.event_ref = o.id
 """
-ASLEEP = (
+IS_IDLE = (
     "select exists (select from pg_locks where locktype = 'advisory' and classid = 726001 and mode = 'ExclusiveLock')"
 )
 
 
-async def burst(writers: list[asyncpg.Connection], dice: random.Random) -> int:
+async def burst(writers: list[asyncpg.Connection], rng: random.Random) -> int:
     """Write some nearly simultaneous transactions; return the number of events."""
 
     async def write(connection: asyncpg.Connection, events: int, before: float, within: float) -> int:
@@ -39,15 +39,15 @@ async def burst(writers: list[asyncpg.Connection], dice: random.Random) -> int:
             await asyncio.sleep(within)
         return events
 
-    chosen = dice.sample(writers, dice.randint(1, len(writers)))
+    chosen = rng.sample(writers, rng.randint(1, len(writers)))
     return sum(
         await asyncio.gather(
             *(
                 write(
                     c,
-                    dice.randint(1, 5),
-                    dice.choice([0, 0, dice.uniform(0, 0.01)]),
-                    dice.choice([0, 0, dice.uniform(0, 0.02)]),
+                    rng.randint(1, 5),
+                    rng.choice([0, 0, rng.uniform(0, 0.01)]),
+                    rng.choice([0, 0, rng.uniform(0, 0.02)]),
                 )
                 for c in chosen
             )
@@ -56,27 +56,27 @@ async def burst(writers: list[asyncpg.Connection], dice: random.Random) -> int:
 
 
 async def storm(dsn: str, bursts: int, seed: int) -> tuple[list[float], int, dict[str, int]]:
-    dice = random.Random(seed)
-    looker, *writers = [await asyncpg.connect(dsn) for _ in range(6)]
-    await listening(looker)
+    rng = random.Random(seed)
+    observer, *writers = [await asyncpg.connect(dsn) for _ in range(6)]
+    await listening(observer)
     written = asleep = 0
     for _ in range(bursts):
         # Mostly while the consumer is idle; sometimes while it is becoming idle.
-        if dice.random() < 0.9:
-            while not await looker.fetchval(ASLEEP):
+        if rng.random() < 0.9:
+            while not await observer.fetchval(IS_IDLE):
                 await asyncio.sleep(0.0005)
             asleep += 1
-        written += await burst(writers, dice)
+        written += await burst(writers, rng)
         # The next burst must not wake the consumer for a missed event, so wait for the event, but not for ever.
         for _ in range(400):
-            if await looker.fetchval("select count(*) from v_iu_event_backlog where backlog > 0") == 0:
+            if await observer.fetchval("select count(*) from v_iu_event_backlog where backlog > 0") == 0:
                 break
             await asyncio.sleep(0.0025)
-    waits = [row["ms"] for row in await looker.fetch(WAITS)]
+    waits = [row["ms"] for row in await observer.fetch(WAITS)]
     missing = written - len(waits)
-    for connection in (looker, *writers):
+    for connection in (observer, *writers):
         await connection.close()
-    return waits, missing, {"events": written, "bursts": bursts, "at a sleeper": asleep}
+    return waits, missing, {"events": written, "bursts": bursts, "bursts at an idle consumer": asleep}
 
 
 def main() -> None:
@@ -92,10 +92,10 @@ def main() -> None:
         waits, missing, counts = asyncio.run(storm(server.dsn("iu"), options.bursts, options.seed))
     print(f"PostgreSQL {options.major}, seed {options.seed}: {counts}")
     print(
-        f"waited after the commit: p50 {statistics.median(waits):.2f} ms, p99 {percentile(waits, 0.99):.2f} ms, max {max(waits):.2f} ms"
+        f"time from commit to attempt: p50 {statistics.median(waits):.2f} ms, p99 {percentile(waits, 0.99):.2f} ms, max {max(waits):.2f} ms"
     )
     late = sum(w > 100 for w in waits)
-    print(f"longer than 100 ms: {late}; never decided: {missing}")
+    print(f"events that waited longer than 100 ms: {late}; events without an attempt: {missing}")
     raise SystemExit(bool(late or missing))
 
 

@@ -21,7 +21,7 @@ WRITE = """
 insert into event_outbox (event_domain, event_type, event_stream, delivery_lane, event_subject_ref)
 select 'iu', 'version_applied', 'update', 'immediate', gen_random_uuid() from generate_series(1, $1::int)
 """
-LOSE = """
+DELETE_ATTEMPTS = """
 delete from iu_route_attempt where id in (select id from iu_route_attempt order by random() limit $1::int) returning event_ref
 """
 BOUND = """
@@ -30,7 +30,7 @@ select count(*) from event_outbox o
 """
 
 
-def audit(dsn: str, *options: str) -> tuple[float, dict]:
+def run_check(dsn: str, *options: str) -> tuple[float, dict]:
     """Run the command; return its duration in seconds, and its answer."""
     began = time.perf_counter()
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_"))}
@@ -56,21 +56,21 @@ async def measure(dsn: str, events: int, lost: int) -> None:
         began = time.perf_counter()
         assert await connection.fetchval(BOUND) == 0
         bound = time.perf_counter() - began
-        whole, answer = audit(dsn)
+        whole, answer = run_check(dsn)
         assert (answer["checked"], answer["missing"]) == (events, 0), answer
-        gone = {str(row["event_ref"]) for row in await connection.fetch(LOSE, lost)}
-        found, answer = audit(dsn)
+        gone = {str(row["event_ref"]) for row in await connection.fetch(DELETE_ATTEMPTS, lost)}
+        found, answer = run_check(dsn)
         assert {e["event"] for e in answer["events"]} == gone, answer
-        repaired, answer = audit(dsn, "--repair", "--yes")
+        repaired, answer = run_check(dsn, "--repair", "--yes")
         assert (answer["repair"]["restamped"], answer["complete"]) == (lost, True), answer
         assert await connection.fetchval(BOUND) == 0
         assert await connection.fetchval("select count(*) from iu_route_attempt") == events
     await connection.close()
     print(f"{events:,} events, {lost} attempts deleted".replace(",", " "))
     print(f"bound: one anti-join in one statement     {bound:6.2f} s")
-    print(f"audit, complete                           {whole:6.2f} s   {events / whole:10,.0f} events/s")
-    print(f"audit, each of {lost} found                   {found:6.2f} s")
-    print(f"audit --repair, all decided again         {repaired:6.2f} s")
+    print(f"check of a complete audit                 {whole:6.2f} s   {events / whole:10,.0f} events/s")
+    print(f"check that finds the {lost} events           {found:6.2f} s")
+    print(f"check with --repair, all decided again    {repaired:6.2f} s")
 
 
 def main() -> None:

@@ -192,9 +192,9 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--concurrency", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--times", type=int, default=500, help="single events")
-    parser.add_argument("--pgqueuer", metavar="PYTHON", help="a Python that has pgqueuer")
-    parser.add_argument("--graphile", metavar="DIR", help="a directory with node_modules/graphile-worker")
+    parser.add_argument("--times", type=int, default=500, help="number of single events")
+    parser.add_argument("--pgqueuer", metavar="PYTHON", help="path of a Python interpreter that has pgqueuer")
+    parser.add_argument("--graphile", metavar="DIR", help="directory with node_modules/graphile-worker")
     options = parser.parse_args()
     rates: dict[str, list[float]] = {}
     with TemporaryDirectory(prefix="iu-listen-bench-") as folder, database(tcp=True) as server:
@@ -214,7 +214,7 @@ def main() -> None:
     for name, found in rates.items():
         # The ratio is taken in each round, because the speed of the machine differs between rounds.
         ratio = statistics.median(own / peer for own, peer in zip(rates["iu-listen"], found, strict=True))
-        print(f"{name:16} {spread(found)} a second; iu-listen is {ratio:.2f} times as fast")
+        print(f"{name:16} {spread(found)} deliveries/s; iu-listen is {ratio:.2f} times as fast")
     for since, found in zip(("insert begins", "commit answers"), waits, strict=True):
         p50, p99 = percentile(found, 0.5), percentile(found, 0.99)
         print(f"single events, from when their {since}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, {len(found)} calls")

@@ -55,10 +55,10 @@ async def once(dsn: str, events: int, chunk: int) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--events", type=int, default=200_000)
-    parser.add_argument("--chunk", type=int, default=200_000, help="events a writing transaction")
+    parser.add_argument("--chunk", type=int, default=200_000, help="number of events in a transaction of the producer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--dsn", help="a scratch database with the package applied and the gate open; its log is emptied"
+        "--dsn", help="a database with the package applied and the gate open; all its events are deleted"
     )
     options = parser.parse_args()
 

@@ -41,9 +41,9 @@ async def measure(dsn: str, seconds: float) -> None:
             await asyncio.sleep(0.01)
     (own,) = [row[0] for row in await quick.fetch(DELAYS, late, True)]
     theirs = [row[0] for row in await quick.fetch(DELAYS, late, False)]
-    print(f"committed {seconds:g} s after its insert: decided {own:.2f} ms after its commit")
+    print(f"event that committed {seconds:g} s after its insert: attempt {own:.2f} ms after the commit")
     print(
-        f"{others:,} others meanwhile: commit to decision p50 {percentile(theirs, 0.5):.2f}  p99 {percentile(theirs, 0.99):.2f}  max {max(theirs):.2f} ms"
+        f"{others:,} other events meanwhile: time from commit to attempt p50 {percentile(theirs, 0.5):.2f}  p99 {percentile(theirs, 0.99):.2f}  max {max(theirs):.2f} ms"
     )
     await slow.close()
     await quick.close()

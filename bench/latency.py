@@ -65,9 +65,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument(
-        "--pause", type=float, nargs="+", default=[0.005, 0.02], help="mean pause between inserts, seconds; several"
+        "--pause",
+        type=float,
+        nargs="+",
+        default=[0.005, 0.02],
+        help="mean pause between inserts, in seconds; may have several values",
     )
-    parser.add_argument("--dsn", help="a database with the package applied and the gate open; default: embedded")
+    parser.add_argument("--dsn", help="a database with the package applied and the gate open; default: an embedded one")
     options = parser.parse_args()
     if options.dsn:
         report(options.dsn, options.count, options.pause)
@@ -81,7 +85,7 @@ def report(dsn: str, count: int, pauses: list[float]) -> None:
     for pause in pauses:
         bound, woken = asyncio.run(measure(dsn, count, pause))
         print(f"{count:,} inserts, {1000 * pause:g} ms apart on average")
-        for name, values in (("bound: writer routes it itself", bound), ("woken consumer", woken)):
+        for name, values in (("bound: producer runs the batch", bound), ("consumer that is woken", woken)):
             figures = "  ".join(f"p{round(100 * p)} {percentile(values, p):6.2f}" for p in (0.5, 0.9, 0.99))
             print(f"  {name:32} {figures}  max {max(values):6.2f} ms")
         print(f"  ratio of medians: {percentile(woken, 0.5) / percentile(bound, 0.5):.2f}")

@@ -113,7 +113,7 @@ async def measure(major: int, repetitions: int, seed: int, only: str) -> bool:
                     held &= report(name, [await inject(environment, name) for _ in range(repetitions)], bound)
             if only in POOLER:
                 if why := pooler.unavailable():
-                    print(f"{POOLER}: not measured, {why}")
+                    print(f"{POOLER}: not measured: {why}")
                 else:
                     with pooler.pooling(environment.server.tcp_dsn()) as pooled:
                         await pooled.start()

@@ -141,8 +141,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--attempts", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--times", type=int, default=1000, help="how many bursts, 10 ms apart")
-    parser.add_argument("--apart", action="store_true", help="routing beside an export in a process of its own")
+    parser.add_argument("--times", type=int, default=1000, help="number of bursts, 10 ms apart")
+    parser.add_argument(
+        "--apart", action="store_true", help="measure routing beside an export that runs in a separate process"
+    )
     options = parser.parse_args()
     here, there = multiprocessing.Pipe()
     receiver = multiprocessing.Process(target=count, args=(there,), daemon=True)
@@ -170,10 +172,10 @@ def main() -> None:
                 figures = routing(dsn, options.attempts, options.times, export=export, alone=options.apart)
                 found[export].append(asyncio.run(figures))
     print(f"trace-export        {spread([o[0] for o in ours])} spans/s")
-    print(f"  per core          {spread([o[1] for o in ours])} spans/s of its processor time, start included")
-    print(f"  most memory       {spread([o[2] for o in ours])} MB")
+    print(f"  per core          {spread([o[1] for o in ours])} spans/s of processor time, including the start")
+    print(f"  largest memory    {spread([o[2] for o in ours])} MB")
     print(f"the SDK's exporter  {spread([s[0] for s in sdk])} spans/s")
-    print(f"  per core          {spread([s[1] for s in sdk])} spans/s of its processor time")
+    print(f"  per core          {spread([s[1] for s in sdk])} spans/s of processor time")
     print(
         f"ratio of medians, per core: {statistics.median(o[1] for o in ours) / statistics.median(s[1] for s in sdk):.1f}"
     )
@@ -182,7 +184,7 @@ def main() -> None:
         without, beside = (statistics.median(f[column] for f in found[export]) for export in (False, True))
         # The ratio is taken in each round, because the speed of the machine differs between rounds.
         ratio = statistics.median(on[column] / off[column] for off, on in zip(*found.values(), strict=True))
-        print(f"{name}: {without:,.2f} without export, {beside:,.2f} with it, ratio {ratio:.2f}")
+        print(f"{name}: {without:,.2f} without the export, {beside:,.2f} with it, ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

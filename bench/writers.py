@@ -84,8 +84,8 @@ def main() -> None:
     with database() as server:
         found = {}
         for name, bell, consuming in (
-            ("no bell, nobody consumes", "none", False),
-            ("bell, nobody consumes", "bell", False),
+            ("no bell, no consumer", "none", False),
+            ("bell, no consumer", "bell", False),
             ("plain NOTIFY, nobody consumes", "plain", False),
             ("bell, iu-listen run", "bell", True),
         ):
@@ -97,7 +97,7 @@ def main() -> None:
                 f"{name:32} {result['tps']:8,.0f} tps  {result['events']:9,.0f} events  {result['attempts']:9,.0f} attempts  "
                 f"{result['notifications']:7,.0f} NOTIFYs ({share:.3%})"
             )
-    base = found["no bell, nobody consumes"]["tps"]
+    base = found["no bell, no consumer"]["tps"]
     for name, result in found.items():
         print(f"  {name:32} {result['tps'] / base:.2f} of no bell")
     live = found["bell, iu-listen run"]
