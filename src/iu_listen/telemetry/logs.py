@@ -221,6 +221,26 @@ class LogObserver:
                     "completeness check found events without attempts", worker=worker, events=missing, checked=checked,
                     hint="iu-listen completeness --repair",
                 )  # fmt: skip
+            case CallAbandoned() | RoutePaused() | RouteResumed() | DeliveriesSettled():
+                self._observe_delivery(observation)
+            case SpansExported() | ExportDelayed():
+                self._observe_trace_export(observation)
+            case MetricsTaken() | MetricsFailed():
+                pass
+            case SessionFailed(session, why, retry_in):
+                if session == "listener":
+                    self._last_logged.pop("listening", None)
+                if self._is_news(session, why):
+                    log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))
+            case Stopping(why):
+                log.info("stopping", why=why)
+            case Stopped(worker, events):
+                log.info("stopped", worker=worker, events=events)
+
+    def _observe_delivery(self, observation: CallAbandoned | RoutePaused | RouteResumed | DeliveriesSettled) -> None:
+        """Write the line for an observation of the dispatcher, if there is one."""
+        log = self._log
+        match observation:
             case CallAbandoned(worker, route, called, running):
                 if self._is_news(f"abandoned {route}", called):
                     log.warning(
@@ -236,13 +256,14 @@ class LogObserver:
                 log.error(
                     "deliveries became dead letters", worker=worker, count=dead, hint="iu-listen dead-letter list"
                 )
-            case DeliveriesSettled():
-                pass
+
+    def _observe_trace_export(self, observation: SpansExported | ExportDelayed) -> None:
+        """Write the line for an observation of the trace export, if there is one."""
+        log = self._log
+        match observation:
             case SpansExported(_, rejected, _, why) if rejected:
                 if self._is_news("refused", ""):
                     log.error("the collector rejected spans for good", spans=rejected, why=why)
-            case SpansExported() | MetricsTaken() | MetricsFailed():
-                pass
             case ExportDelayed(why, _, str(poison)):
                 if self._is_news("malformed", ""):
                     log.error("span skipped: the collector calls it malformed", span_id=poison, why=why)
@@ -251,12 +272,3 @@ class LogObserver:
                     log.warning(
                         "trace export delayed: the spans are sent again", why=why, retry_in_s=round(retry_in, 2)
                     )
-            case SessionFailed(session, why, retry_in):
-                if session == "listener":
-                    self._last_logged.pop("listening", None)
-                if self._is_news(session, why):
-                    log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))
-            case Stopping(why):
-                log.info("stopping", why=why)
-            case Stopped(worker, events):
-                log.info("stopped", worker=worker, events=events)
