@@ -86,7 +86,7 @@ def main() -> None:
         for name, bell, consuming in (
             ("no bell, no consumer", "none", False),
             ("bell, no consumer", "bell", False),
-            ("plain NOTIFY, nobody consumes", "plain", False),
+            ("plain NOTIFY, no consumer", "plain", False),
             ("bell, iu-listen run", "bell", True),
         ):
             found[name] = result = asyncio.run(
