@@ -17,11 +17,12 @@ create table public.iu_migration (
 comment on table public.iu_migration is 'The files of iu-listen that are applied to this database.';
 comment on column public.iu_migration.name is 'Folder and name of the file, without .up.sql.';
 comment on column public.iu_migration.checksum is
-    'SHA-256 of the applied .up.sql. Editing an applied file is an error.';
-comment on column public.iu_migration.applied_at is 'Time at which the file was applied.';
-comment on column public.iu_migration.applied_by is 'Role that applied the file.';
+    'SHA-256 of the applied .up.sql. A versioned file must not be edited afterwards; a repeatable file is applied '
+    'again.';
+comment on column public.iu_migration.applied_at is 'Time at which the file was last applied.';
+comment on column public.iu_migration.applied_by is 'Role that last applied the file.';
 comment on column public.iu_migration.duration_ms is 'Duration of the application in milliseconds.';
 comment on column public.iu_migration.evidence is
     'Results of the preflight checks when the file was applied, including the backup.';
-comment on constraint iu_migration_pkey on public.iu_migration is 'A file is applied once.';
+comment on constraint iu_migration_pkey on public.iu_migration is 'A file has one row.';
 comment on constraint iu_migration_checksum_chk on public.iu_migration is 'A checksum is SHA-256 in hexadecimal.';
