@@ -384,7 +384,7 @@ begin
             using errcode = 'invalid_parameter_value', hint = 'The policies are events, attempts and dead_letters.';
     end if;
     if p_keep <= '0' then
-        raise exception 'the time to keep rows must be longer than 0, not %', p_keep
+        raise exception 'the interval must be positive, not %', p_keep
             using errcode = 'invalid_parameter_value', hint = 'Example: 90 days';
     end if;
     if p_keep is null and not p.enabled then

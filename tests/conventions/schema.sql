@@ -980,7 +980,7 @@ CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
-    AS <body 59a76aa4ec3128d5>;
+    AS <body 275ba7dd1d4fef25>;
 
 CREATE FUNCTION public.fn_iu_retention_run_attempts(p_limit integer, p_cutoff timestamp with time zone, p_after jsonb, OUT gone bigint, OUT looked bigint, OUT after jsonb) RETURNS record
     LANGUAGE plpgsql
