@@ -130,7 +130,7 @@ def scheme_of(address: str) -> str:
         return urlsplit(address).scheme
     except ValueError:
         raise ConfigurationError(
-            "invalid address: a bracket is not closed, or does not contain an IPv6 address", _ADDRESS
+            "the address cannot be parsed: a bracket is not closed, or does not contain an IPv6 address", _ADDRESS
         ) from None
 
 
