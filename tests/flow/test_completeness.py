@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from flow.fakes import World, consuming, until
-from iu_listen.flow.completeness import CHECK_RETRY_PAUSE, CHECK_TIME_SHARE, FIRST_CHECK_DELAY, MAX_PAGE_EVENTS
+from iu_listen.flow.completeness import CHECK_RETRY_PAUSE, CHECK_TIME_SHARE, FIRST_CHECK_DELAY, MAX_CHECK_EVENTS
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.monitoring import CompletenessPage
 from iu_listen.model.observation import BatchRan, CompletenessChecked, SessionFailed
@@ -58,7 +58,7 @@ async def test_a_page_is_as_large_as_it_is_quick():
     world = World(completeness_due=-1, check_pages=8)
     async with consuming(world, **LONG) as (_, seen):
         await seen.wait_for(CompletenessChecked)
-        assert world.check_limits == [32, 64, 128, 256, 512, MAX_PAGE_EVENTS, MAX_PAGE_EVENTS, MAX_PAGE_EVENTS]
+        assert world.check_limits == [32, 64, 128, 256, 512, MAX_CHECK_EVENTS, MAX_CHECK_EVENTS, MAX_CHECK_EVENTS]
     # One second for each event: 16 s is more than a fifth of 60 s; 8 s lies between a twentieth and a fifth.
     world = World(completeness_due=-1, check_pages=8, check_event_seconds=1)
     async with consuming(world, batch_deadline=60, **LONG) as (_, seen):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iu_listen.model.delivery import DeliveryError, Failed, Reject, Result, Unavailable
-from iu_listen.model.outcome import MAX_CODE_CHARS, MAX_DETAIL_CHARS, MAX_RETRY_AFTER, clean, delay, outcome_of
+from iu_listen.model.outcome import MAX_CODE_CHARS, MAX_DETAIL_CHARS, MAX_TARGET_DELAY, clean, delay, outcome_of
 
 
 class Hostile:
@@ -108,7 +108,7 @@ def test_every_error_has_an_outcome_that_can_be_stored(error):
         assert "\x00" not in text
         text.encode()
     assert code
-    assert retry_after is None or (type(retry_after) is float and 0 <= retry_after <= MAX_RETRY_AFTER)
+    assert retry_after is None or (type(retry_after) is float and 0 <= retry_after <= MAX_TARGET_DELAY)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_every_error_has_an_outcome_that_can_be_stored(error):
         (Unavailable("x", retry_after=timedelta(minutes=2)), (Result.UNAVAILABLE, "unavailable", "x", 120.0)),
         (Unavailable("x", retry_after=Decimal("0.5")), (Result.UNAVAILABLE, "unavailable", "x", 0.5)),
         (Failed("x", retry_after=math.nan), (Result.FAILED, "failed", "x", None)),
-        (Failed("x", retry_after=1e15), (Result.FAILED, "failed", "x", MAX_RETRY_AFTER)),
-        (Failed("x", retry_after=10**400), (Result.FAILED, "failed", "x", MAX_RETRY_AFTER)),
+        (Failed("x", retry_after=1e15), (Result.FAILED, "failed", "x", MAX_TARGET_DELAY)),
+        (Failed("x", retry_after=10**400), (Result.FAILED, "failed", "x", MAX_TARGET_DELAY)),
         (Failed("x", retry_after=-3), (Result.FAILED, "failed", "x", 0.0)),
         (OtherResult("x"), (Result.FAILED, "otherresult", "x", None)),
         (

@@ -11,7 +11,7 @@ from iu_listen.model.routing import WorkerName
 from iu_listen.model.settings import Settings
 
 #: Most events of a page. For events that go to one route, it takes the database a few milliseconds.
-MAX_PAGE_EVENTS = 1000
+MAX_CHECK_EVENTS = 1000
 #: Events of the first page.
 FIRST_PAGE_EVENTS = 32
 #: Fractions of the deadline: after a page that took less than QUICK_PAGE the size is doubled, and after a page that
@@ -76,7 +76,7 @@ async def keep_checking(settings: Settings, sessions: Sessions, observer: Observ
 
 async def _pass(session: CompletenessChecker, settings: Settings, observer: Observer) -> None:
     """Complete one pass, with pauses between its pages so that it uses at most CHECK_TIME_SHARE of the time."""
-    number, pace = None, Pace(MAX_PAGE_EVENTS, settings.batch_deadline)
+    number, pace = None, Pace(MAX_CHECK_EVENTS, settings.batch_deadline)
     while True:
         began = anyio.current_time()
         page = await session.page(pace.events, number)

@@ -21,7 +21,7 @@ from iu_listen.model.errors import safe_message
 MAX_DETAIL_CHARS: Final = 1000
 MAX_CODE_CHARS: Final = 100
 #: Longest delay that a target may ask for, in seconds.
-MAX_RETRY_AFTER: Final = 86_400.0
+MAX_TARGET_DELAY: Final = 86_400.0
 
 #: Error numbers of the operating system for a host that cannot be reached.
 _UNREACHABLE: Final = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
@@ -39,7 +39,7 @@ def outcome_of(error: BaseException | None) -> tuple[Result, str, str, float | N
 
     Returns:
         Result, code (at most MAX_CODE_CHARS characters), detail (at most MAX_DETAIL_CHARS characters), and the delay
-        that the target asked for (seconds from 0 to MAX_RETRY_AFTER; None: it asked for none). Raises nothing.
+        that the target asked for (seconds from 0 to MAX_TARGET_DELAY; None: it asked for none). Raises nothing.
     """
     if error is None:
         return Result.SENT, "", "", None
@@ -72,7 +72,7 @@ def clean(value: object, longest: int) -> str:
 
 
 def delay(value: object) -> float | None:
-    """Convert a number, a text with a number, or a timedelta into seconds from 0 to MAX_RETRY_AFTER; else None."""
+    """Convert a number, a text with a number, or a timedelta into seconds from 0 to MAX_TARGET_DELAY; else None."""
     if value is None:
         return None
     try:
@@ -81,7 +81,7 @@ def delay(value: object) -> float | None:
         seconds = math.inf
     except BaseException:  # noqa: BLE001 the code of a target raised it
         return None
-    return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_RETRY_AFTER)
+    return None if math.isnan(seconds) else min(max(0.0, seconds), MAX_TARGET_DELAY)
 
 
 def _attribute(error: BaseException, name: str) -> Any:

@@ -27,7 +27,7 @@ from iu_listen.postgres.sqlfiles import query
 
 #: Number of spans that are created without a pause for other tasks. It takes about 0.3 ms, in which the consumer in the
 #: same process cannot run.
-SPANS_PER_SLICE: Final = 32
+SPANS_PER_TURN: Final = 32
 #: Longest wait for the answer of a trivial query, in seconds. It is short, because a shutdown may wait for this answer.
 KEEPALIVE_DEADLINE: Final = 4.0
 #: First key of the advisory lock that one export holds; the second key is a hash of the export's name.
@@ -99,7 +99,7 @@ class TraceSession:
         rows = await self._rows("trace/attempts", place.prev, place.tick, *place.attempt, limit)
         spans: list[Span] = []
         made = attempt_spans(rows, self._lineage(place))
-        while some := list(islice(made, SPANS_PER_SLICE)):
+        while some := list(islice(made, SPANS_PER_TURN)):
             spans += some
             await anyio.lowlevel.checkpoint()
         # Counted by event, because an event with a malformed trace context has one attempt for each route.
