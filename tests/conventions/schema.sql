@@ -197,12 +197,6 @@ CREATE FUNCTION public.fn_iu_batch_decide(p_cursor public.iu_route_worker_cursor
 CREATE FUNCTION public.fn_iu_batch_enqueue(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_result public.iu_batch_result) RETURNS public.iu_batch_result
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET plan_cache_mode TO 'force_generic_plan'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET enable_sort TO 'off'
-    SET max_parallel_workers_per_gather TO '0'
-    SET jit TO 'off'
     AS <body f830e62bf32a64ff>;
 
 CREATE FUNCTION public.fn_iu_batch_finish(p_cursor public.iu_route_worker_cursor, p_result public.iu_batch_result, p_batch_limit integer, p_more boolean, p_past_failure boolean) RETURNS jsonb
@@ -224,12 +218,6 @@ CREATE FUNCTION public.fn_iu_batch_give_up(p_cursor public.iu_route_worker_curso
 CREATE FUNCTION public.fn_iu_batch_idle(p_cursor public.iu_route_worker_cursor) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET plan_cache_mode TO 'force_generic_plan'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET enable_sort TO 'off'
-    SET max_parallel_workers_per_gather TO '0'
-    SET jit TO 'off'
     AS <body 5b0af97b20cebd71>;
 
 CREATE FUNCTION public.fn_iu_batch_own_events(p_cursor public.iu_route_worker_cursor, p_own_xid xid8) RETURNS public.iu_batch_range
@@ -240,12 +228,6 @@ CREATE FUNCTION public.fn_iu_batch_own_events(p_cursor public.iu_route_worker_cu
 CREATE FUNCTION public.fn_iu_batch_page(p_cursor public.iu_route_worker_cursor, p_range public.iu_batch_range, p_routes public.iu_batch_routes, p_limit bigint, p_batch_limit integer) RETURNS public.iu_batch_page
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET plan_cache_mode TO 'force_generic_plan'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET enable_sort TO 'off'
-    SET max_parallel_workers_per_gather TO '0'
-    SET jit TO 'off'
     AS <body 3f86da622b1eafd4>;
 
 CREATE FUNCTION public.fn_iu_batch_routes(p_cursor public.iu_route_worker_cursor) RETURNS public.iu_batch_routes
@@ -261,12 +243,6 @@ CREATE FUNCTION public.fn_iu_batch_shorten(p_cursor public.iu_route_worker_curso
 CREATE FUNCTION public.fn_iu_batch_tick(p_cursor public.iu_route_worker_cursor) RETURNS public.iu_batch_range
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET plan_cache_mode TO 'force_generic_plan'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET enable_sort TO 'off'
-    SET max_parallel_workers_per_gather TO '0'
-    SET jit TO 'off'
     AS <body 66f7fde562d32283>;
 
 CREATE TABLE public.iu_delivery_breaker (

@@ -181,6 +181,20 @@ def test_no_function_is_too_long_to_be_read():
     assert long == {}
 
 
+def test_only_the_batch_calls_its_steps():
+    """The steps of a batch are called by the batch and by each other, because its planner settings are not theirs.
+
+    Fails when: another function or query calls a step, so that a session may keep a plan that was made without them.
+    """
+    callers = {
+        str(file.relative_to(sql_root()))
+        for file in sql_root().rglob("*.sql")
+        if not file.name.endswith(".down.sql") and re.search(r"public\.fn_iu_batch_\w+\(", _code(file.read_text()))
+    }
+
+    assert callers == {"functions/routing.up.sql", "worker/009_route_worker_functions.up.sql"}
+
+
 def _creators() -> dict[str, set[str]]:
     """The files that create a table, type, view, sequence or function, by its name; overloaded functions share a name."""
     text = (sql_root() / "queries/package_objects.sql").read_text()
