@@ -88,7 +88,7 @@ def test_the_probe_takes_a_large_apply_back(substrate):
     assert value(substrate.dsn, "select to_regclass('public.iu_route_worker_cursor')") is None
 
 
-def test_what_cannot_be_taken_back_goes_on(substrate):
+def test_an_apply_continues_after_a_failed_rollback(substrate):
     """An apply that fails and cannot be reverted states the reason and its progress; the next one continues there.
 
     Fails when: the error of the reversal replaces the original error.

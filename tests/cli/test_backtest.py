@@ -42,7 +42,7 @@ def backtest(dsn: str, code: str, *more: str) -> dict[tuple[str, str], int]:
     return {(row["would"], row["was"]): row["events"] for row in found["events"]}
 
 
-def test_a_new_route_is_shown_what_it_would_take(past):
+def test_a_backtest_shows_the_events_that_a_new_route_would_take(past):
     """A new, disabled route would take events that no route took, of the last day or of the given period.
 
     Fails when: only enabled routes are considered, or the period is not applied.
@@ -56,7 +56,7 @@ def test_a_new_route_is_shown_what_it_would_take(past):
     assert "The route selects no event since" in run("route", "backtest", "new", "--since", "1 s", dsn=past.dsn).err
 
 
-def test_a_changed_route_is_shown_what_it_would_leave(past):
+def test_a_backtest_shows_the_events_that_a_changed_route_would_leave(past):
     """A route with a changed type would leave the events that it took, failed ones included, and take others."""
     assert backtest(past.dsn, ROUTE) == {("take", "dry_run"): 4, ("take", "failed"): 1}
     execute(past.dsn, f"update iu_outbound_route set event_type = 'noted' where route_code = '{ROUTE}'")

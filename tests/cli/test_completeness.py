@@ -58,7 +58,7 @@ def test_a_complete_log(live):
     }  # fmt: skip
 
 
-def test_what_is_missing_is_listed(lossy):
+def test_events_without_attempts_are_listed(lossy):
     """audit lists each event that lacks attempts and exits with 1; status, doctor and the view then show the same."""
     done = run("completeness", "--json", dsn=lossy.dsn)
     assert (done.code, done.err) == (1, "")
@@ -119,7 +119,7 @@ def test_a_repair_is_planned_confirmed_and_done(lossy):
     ],
     ids=["nobody", "gate"],
 )
-def test_a_repair_that_nobody_decides_says_why(lossy, change, why):
+def test_a_repair_without_a_consumer_gives_the_reason(lossy, change, why):
     """Without a consumer, or with a closed gate, a repair ends at once, names the reason, and exits with 1."""
     execute(lossy.dsn, change)
     done = refused(1, "Done: 25 events to be routed again.", f"25 events still waiting: {why}.")(
@@ -132,7 +132,7 @@ def test_a_repair_that_nobody_decides_says_why(lossy, change, why):
     assert run("completeness", dsn=lossy.dsn).code == 0
 
 
-def test_what_cannot_be_completed_is_accepted_and_told(live):
+def test_an_event_that_cannot_be_repaired_is_accepted(live):
     """An event that lacks the attempt of a deleted route is accepted by a repair, and the next audit is complete."""
     execute(
         live.dsn,

@@ -151,7 +151,7 @@ def test_a_backup_of_one_of_several(parts, tmp_path):
 
 
 @pytest.mark.parametrize("password", UNENCODED)
-def test_a_password_that_nobody_encoded(password):
+def test_a_password_without_percent_encoding_is_reported(password):
     """A password that is not percent-encoded ends with 2, and no part of it is shown, from any source of the DSN."""
     dsn = f"postgresql://app:{password}@127.0.0.1/x"
     for done in (
@@ -168,7 +168,7 @@ def test_a_password_that_nobody_encoded(password):
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "99999", "54320000", "-1", "x"])
-def test_a_port_that_is_none(port):
+def test_an_invalid_port_is_refused(port):
     """An invalid port ends with 2, in the string and in PGPORT."""
     refused(2, "port")("health", "--wait", "3", dsn=f"postgresql://u@127.0.0.1:{port}/x")
     refused(2, "port")("health", env={"PGHOST": "127.0.0.1", "PGPORT": port})

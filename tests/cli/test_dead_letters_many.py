@@ -76,7 +76,7 @@ def test_many_are_counted_by_kind_and_listed_in_pages(letters):
     )
 
 
-def test_every_filter_finds_what_it_names(letters):
+def test_every_filter_selects_the_matching_dead_letters(letters):
     """The list by failure code, time, event and subject contains exactly the matching ones, also resolved ones.
 
     Fails when: one of the filters is not applied, or is applied after a limit.

@@ -42,7 +42,7 @@ def module(tmp_path):
     return {"PYTHONPATH": str(tmp_path), "ARRIVED": str(tmp_path / "arrived")}
 
 
-def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
+def test_run_app_delivers_to_a_coroutine_in_a_file(ready, module):
     """run --app delivers to the coroutine of the module; without it the route is paused, and the log names the remedy.
 
     Fails when: --app is not read, or a route without its coroutine is not reported.
@@ -70,14 +70,14 @@ def test_a_coroutine_in_a_file_gets_what_is_emitted(ready, module):
         ("broken", "broken cannot be imported: ZeroDivisionError"),
     ],
 )
-def test_an_app_that_cannot_work_is_said_at_the_start(live, module, tmp_path, app, words):
+def test_an_invalid_app_is_reported_at_the_start(live, module, tmp_path, app, words):
     """An invalid --app ends the command with its problem, before anything is routed."""
     (tmp_path / "broken.py").write_text("1 / 0\n")
     (tmp_path / "wanting.py").write_text("import json\nimport nothere\n")
     refused(2, words)("run", "--app", app, dsn=live.dsn, env=module)
 
 
-def test_what_waits_can_be_seen_cancelled_and_replayed(ready, module, tmp_path):
+def test_waiting_deliveries_are_listed_cancelled_and_replayed(ready, module, tmp_path):
     """delivery list shows why a route is paused; cancel is refused while it delivers, and makes dead letters that can
     be replayed.
 
@@ -124,7 +124,7 @@ def test_a_policy_is_shown_set_and_refused(ready):
     refused(2, "there is no route nowhere")("route", "policy", "nowhere", dsn=ready)
 
 
-def test_a_route_that_fails_wholesale_is_stopped_and_resumed(ready, module, tmp_path):
+def test_the_budget_of_dead_letters_stops_a_route_and_resume_restarts_it(ready, module, tmp_path):
     """The budget of dead letters stops the route, and every command that shows the route says so. resume lets it
     continue, or says that there is nothing to resume.
 

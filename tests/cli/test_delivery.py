@@ -73,7 +73,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
          "is not on the list of functions"),
     ],
 )  # fmt: skip
-def test_what_keeps_a_route_from_going_live(ready, setup, arguments, code, words):
+def test_problems_that_refuse_a_live_route(ready, setup, arguments, code, words):
     """Without a confirmation, a reason, or a callable target, nothing is changed, and the message names the problem."""
     if setup:
         execute(ready, setup)

@@ -184,7 +184,7 @@ def test_health_waits(live):
     refused(3)("health", "--wait", "1", dsn="postgresql://postgres@127.0.0.1:1/iu")
 
 
-def test_status_names_who_is_in_the_way(live):
+def test_status_and_doctor_name_a_blocker(live):
     """status and doctor name a blocker, as text and as JSON."""
     execute(live.dsn, "alter table event_outbox disable trigger zz_event_outbox_stamp")
     (blocker,) = run("status", "--json", dsn=live.dsn).json["blockers"]

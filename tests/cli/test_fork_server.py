@@ -62,7 +62,7 @@ def test_no_import_reads_what_a_copy_may_be_given():
 
 
 @on_one_server
-def test_what_takes_too_long_is_ended(live, tmp_path):
+def test_a_command_that_takes_too_long_is_ended(live, tmp_path):
     """A command that exceeds its timeout is killed, and raises the same exception as subprocess.run.
 
     Fails when: the time is not checked, or a late command is not killed.

@@ -19,7 +19,7 @@ def _commands(group: App, *path: str) -> list[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("command", _commands(app), ids=" ".join)
-def test_help_shows_no_default_that_is_none(command):
+def test_help_shows_no_empty_default(command):
     """A switch that is off, and an option without a default, show no default in the help."""
     done = run(*command, "--help")
     assert done.code == 0

@@ -89,7 +89,7 @@ def test_the_look_up_is_a_range_of_an_index(live, kind):
     assert "Filter" not in text
 
 
-def test_what_an_id_is(server):
+def test_valid_and_invalid_ids(server):
     """An id is a UUID with or without dashes, or at least the first four characters of one."""
     for text in (ONE, ONE.replace("-", ""), "abcd", "ABCD0001-0000-4"):
         assert is_id(text)

@@ -88,7 +88,7 @@ def test_every_command_answers_at_once(incident):
     assert slow == {}
 
 
-def test_status_is_shown_again_and_again(live):
+def test_status_watch_repeats_the_output(live):
     """--watch prints status again at the given interval, until Ctrl-C.
 
     Fails when: it ends after the first output, or is not updated.

@@ -104,13 +104,13 @@ def test_an_export_of_its_own_can_be_scraped(live, port):
     receiver.stop()
 
 
-def test_a_port_that_is_taken_is_said_so(live, port):
+def test_a_port_in_use_is_reported(live, port):
     """If the port is in use, the consumer does not start, and names the variable for another port."""
     with socket.create_server(("127.0.0.1", port)):
         refused(2, "OTEL_EXPORTER_PROMETHEUS_PORT", dsn=live.dsn, env=scraping(port))("run")
 
 
-def test_without_the_variable_nothing_is_measured(live):
+def test_a_consumer_without_the_variable_exports_no_metrics(live):
     """A consumer without metrics has no session for measurements."""
     with running("run", dsn=live.dsn) as consumer:
         consumer.until_it_says("listening")

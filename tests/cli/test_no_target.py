@@ -49,7 +49,7 @@ def aim(dsn, kind, reference, options):
 
 
 @pytest.mark.parametrize(("kind", "reference", "options", "why", "hint"), UNUSABLE, ids=[u[1] for u in UNUSABLE])
-def test_what_a_target_lacks_is_seen_everywhere(ready, kind, reference, options, why, hint):
+def test_a_missing_target_is_shown_by_every_command(ready, kind, reference, options, why, hint):
     """delivery list, status, doctor (which fails), health and their JSON show the reason and the hint.
 
     Fails when: the consumer does not store the reason, or an error of the opener ends its delivery session.
@@ -101,7 +101,7 @@ def test_it_is_written_on_change_and_cleared_when_it_works(ready, tmp_path):
         assert value(ready, "select paused_by from v_iu_delivery") is None
 
 
-def test_what_waits_for_a_missing_target_may_be_cancelled(ready):
+def test_deliveries_without_a_target_can_be_cancelled(ready):
     """A delivery of a live route that is paused because it has no usable target can be cancelled.
 
     Fails when: only the reasons that the database itself knows count as a pause.

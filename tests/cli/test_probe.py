@@ -230,7 +230,7 @@ async def test_beside_a_working_consumer(live):
 
 @on_one_server
 @pytest.mark.parametrize("kind", ["substrate", "applied"])
-def test_a_lock_held_by_somebody_else(server, kind, request):
+def test_the_probe_ends_while_another_session_holds_a_lock(server, kind, request):
     """A lock of another session on the routes ends the probe within the lock timeout, and nothing remains."""
     dsn = request.getfixturevalue(kind).dsn
     before = portrait(dsn)
@@ -241,7 +241,7 @@ def test_a_lock_held_by_somebody_else(server, kind, request):
 
 
 @on_one_server
-def test_a_gate_changed_by_somebody_else(applied):
+def test_the_probe_ends_while_another_session_changes_a_gate(applied):
     """A gate that another session is changing ends the probe within the lock timeout."""
     with holding(applied.dsn, "update dot_config set value = 'true'"):
         done = refused(1, "lock")("probe", "--lock-timeout", "0.5", dsn=applied.dsn)
@@ -250,7 +250,7 @@ def test_a_gate_changed_by_somebody_else(applied):
 
 @on_one_server
 @pytest.mark.parametrize("at", ["A", "E"])
-def test_it_holds_nobody_up(substrate, tmp_path, at):
+def test_the_probe_delays_no_other_session(substrate, tmp_path, at):
     """A probe that takes longer than the lock timeout is ended, because other sessions wait for its locks.
 
     Without the package, the outbox itself is locked from the start, and not only the routes from scenario E on.

@@ -81,7 +81,7 @@ def test_our_own_history(applied):
     assert "to be read: 1 event;" in run("cursor", "reanchor", "--yes", "--force", dsn=dsn).out
 
 
-def test_a_time_that_is_none(applied):
+def test_an_invalid_time_is_refused(applied):
     """An invalid time is refused with an example of a valid one."""
     refused(2, "cannot read 'yesterday' as a timestamp or an interval", "2026-11-24T15:00:00Z")(
         "cursor", "reanchor", "--since", "yesterday", dsn=applied.dsn
@@ -101,7 +101,7 @@ def test_uncertain_events_are_explained(live):
     assert "behind the newest event" in done.out
 
 
-def test_a_cursor_that_somebody_holds(applied):
+def test_reanchor_is_refused_while_a_cursor_is_locked(applied):
     """reanchor waits for a running batch for a limited time."""
     execute(applied.dsn, RESTORED)
     with holding(applied.dsn, "select from iu_route_worker_cursor for update"):

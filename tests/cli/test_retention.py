@@ -105,7 +105,7 @@ def test_the_plan_names_the_culprits(live):
     assert value(live.dsn, LEFT) == 5
 
 
-def test_a_policy_that_nobody_runs_is_noticed(live):
+def test_doctor_warns_of_a_policy_without_runs(live):
     """doctor shows each policy, and warns if a policy is enabled and there was no run for two days.
 
     Fails when: the time of the latest run is not checked.
@@ -156,7 +156,7 @@ def test_a_run_with_keep_needs_no_policy(live):
     assert value(live.dsn, "select count(*) from iu_retention_policy where enabled") == 0
 
 
-def test_a_run_says_what_held_back_the_rest(live):
+def test_a_run_shows_the_workers_that_keep_rows(live):
     """After a run, the output states how many rows were removed, and which worker holds back the rest."""
     read_log(live.dsn, 3)
     execute(live.dsn, LOG.format(n=4))

@@ -45,7 +45,7 @@ AUDIT = "select event_ref, route_code, status, decision, idempotency_key, attemp
 
 
 @on_one_server
-def test_what_was_routed_stays(live):
+def test_attempts_survive_a_rollback(live):
     """A rollback removes the package, but neither the outbox nor the audit; applied again, it routes no event twice."""
     dsn = live.dsn
     assert run("emit", "--count", "5", dsn=dsn).code == 0
@@ -131,7 +131,7 @@ def test_a_ledger_with_a_gap(applied, substrate):
 
 
 @on_one_server
-def test_nothing_to_take_back(substrate):
+def test_a_rollback_without_a_package_is_refused(substrate):
     """On a database without the package there is nothing to roll back: exit code 2."""
     refused(2, "no file of the package is applied")("rollback", "--yes", dsn=substrate.dsn)
 
@@ -197,7 +197,7 @@ def test_verify_finds(applied, change, check):
     assert {c["id"] for c in done.json["checks"] if not c["pass"]} == {check}
 
 
-def test_what_was_routed_does_not_hinder_a_second_apply(live):
+def test_a_second_apply_accepts_existing_attempts(live):
     """A package that has routed events is rolled back and applied again: W9 expects all events before the new worker.
 
     Fails when: W9 expects only the events that have no attempt yet.

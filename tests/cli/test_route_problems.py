@@ -61,7 +61,7 @@ def aim(dsn, kind, reference, options):
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_no_plan_says_yes_to_what_is_refused(live, name):
+def test_a_plan_of_a_refused_change_exits_with_1(live, name):
     """The plan and the command refuse with the same message and exit code 1, and change nothing.
 
     If the database can detect the problem, it also refuses with this message when the route goes live by SQL.
@@ -110,7 +110,7 @@ def test_a_misspelt_option_is_refused_where_it_is_written(live, reference, optio
     refused(1, wrong)("route", "live", ROUTE, "--why", "x", "--plan", dsn=live.dsn)
 
 
-def test_what_the_process_may_allow_is_said_and_not_refused(live):
+def test_a_problem_that_the_consumer_may_not_have_is_a_warning(live):
     """Only the consumer decides whether a private host may be reached: the command names the host and continues.
 
     Fails when: the command refuses by the settings of its own process; or a route can permit the host by itself.
@@ -123,7 +123,7 @@ def test_what_the_process_may_allow_is_said_and_not_refused(live):
     refused(1, "allow_private")("route", "policy", ROUTE, f"target={options}", dsn=live.dsn)
 
 
-def test_what_works_goes_live_without_the_secrets_of_the_consumer(live):
+def test_a_valid_route_goes_live_without_the_secrets_of_the_consumer(live):
     """A route with secrets and a CA file that only the consumer has is accepted by the command without them.
 
     Fails when: a secret or a file is read where the command runs.

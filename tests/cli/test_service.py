@@ -299,7 +299,7 @@ def test_killed_at_any_step_of_a_batch(live, step):
     routed_by_the_next(live.dsn)
 
 
-def test_killed_before_it_hears_that_its_batch_is_committed(live):
+def test_killed_before_the_answer_of_a_committed_batch_arrives(live):
     """If the consumer is killed between the commit of its batch and the answer, nothing is repeated.
 
     Fails when: the consumer keeps the position, or the cursor changes in a separate transaction.

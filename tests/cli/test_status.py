@@ -49,7 +49,7 @@ def test_the_last_consumer_is_named(live):
     assert "shop-old" not in done.out
 
 
-def test_a_stopped_consumer_hears_of_nothing(live):
+def test_a_stopped_consumer_is_not_shown_as_polling(live):
     """A stopped consumer is not shown as polling."""
     execute(live.dsn, SILENT.replace("'shop-old', 4710, '0.1.0', 'stopped',\n            now() - interval '9 days', now() - interval '8 days'",
                                      "'shop-old', 4710, '0.1.0', 'stopped', now(), now()"))  # fmt: skip

@@ -98,7 +98,7 @@ def test_a_call_is_drawn_below_its_attempt(eventful):
     assert "workflow crm" in machines
 
 
-def test_what_nobody_has_looked_at_yet(eventful):
+def test_events_without_an_attempt_are_shown_as_not_decided(eventful):
     """An event without attempts is shown; an unknown id is refused with 1, and an invalid one with 2."""
     event = value(eventful.dsn, "select id from event_outbox where id not in (select event_ref from iu_route_attempt)")
     assert "event version_applied" in run("trace", str(event), dsn=eventful.dsn).out
@@ -257,7 +257,7 @@ def test_a_time_without_a_zone_is_utc(live, receiver):
     # In gRPC, a header name that ends with -bin needs bytes; the library's error text contains the value.
     [("http/protobuf", "x-token"), ("grpc", "x-token"), ("grpc", "token-bin")],
 )
-def test_a_secret_is_never_said(live, command, protocol, name):
+def test_secrets_are_never_logged(live, command, protocol, name):
     """A password in an endpoint, and a token, appear in no output, over HTTP and gRPC, in any failure, also not by the
     SDK.
 
@@ -307,7 +307,7 @@ def test_sigterm_ends_it_whatever_the_collector_does(live, command, scheme, says
     there.stop()
 
 
-def test_a_collector_that_is_down_is_told_and_waited_for(live, receiver):
+def test_an_export_reports_and_awaits_a_collector_that_is_down(live, receiver):
     """While the collector is unavailable the command says so, without secrets, and continues when it is back."""
     run("trace-export", dsn=live.dsn, env=pointing_at(receiver))
     execute(live.dsn, EVENTS.format(3) + ";" + WORK)
@@ -446,7 +446,7 @@ def test_an_export_that_is_late_is_seen(live, receiver):
     assert (finding["level"], finding["found"]) == ("ok", "exported: 6 spans")
 
 
-def test_without_the_variable_nothing_is_read_or_said(live, receiver):
+def test_a_consumer_without_the_variable_exports_no_traces(live, receiver):
     """A consumer without the export has no session for it, and creates no cursor."""
     with running("run", "--log-format", "json", dsn=live.dsn, env=pointing_at(receiver)) as consumer:
         consumer.until_it_says('"listening"')

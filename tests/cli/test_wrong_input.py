@@ -27,7 +27,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_nobody_listens(command):
+def test_no_server_at_the_address(command):
     """If no server listens, every command exits with 3 and says where to look."""
     done = refused(3, "cannot connect", "Is the server running", "--dsn")(
         *command, dsn="postgresql://ada:hunter2@127.0.0.1:1/iu"
@@ -91,7 +91,7 @@ def test_no_such_database(substrate):
         "postgresql://ada:hunter2@127.0.0.1/iu?sslmode=perhaps",
     ],
 )
-def test_a_connection_string_that_is_none(dsn):
+def test_an_invalid_connection_string_is_refused(dsn):
     """An invalid connection string exits with 2 and an example of a valid one."""
     done = refused(2, "invalid connection string", "postgresql://user:password@host:5432/database")(
         "status", "--dsn", dsn
@@ -285,7 +285,7 @@ def test_the_command_line(args, says):
 
 
 @on_one_server
-def test_what_is_not_there(applied):
+def test_unknown_routes_and_dead_letters_are_refused(applied):
     """An unknown route or dead letter exits with 2, and the existing routes are named."""
     refused(2, "there is no route nowhere", "iu.version_applied.workflow")("route", "show", "nowhere", dsn=applied.dsn)
     refused(2, "there is no route nowhere")("route", "enable", "nowhere", dsn=applied.dsn)
