@@ -390,7 +390,7 @@ def test_an_event_of_an_unregistered_type(live):
     for _ in range(2):
         with pytest.raises(asyncpg.UndefinedObjectError, match="order_placed is not registered and active"):
             execute(live.dsn, emit)
-    refused(2, "order_placed is not registered", "Registered:")("emit", "--type", "order_placed", dsn=live.dsn)
+    refused(2, "order_placed is not registered", "Registered types:")("emit", "--type", "order_placed", dsn=live.dsn)
 
     assert "3 events of unregistered types were refused" in run("doctor", dsn=live.dsn).out
     assert value(live.dsn, f"select figure from fn_iu_metrics('{WORKER}') where what = 'refused_emits'") == 3
