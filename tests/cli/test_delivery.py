@@ -46,7 +46,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
     run("emit", dsn=ready)
     execute(ready, WORK)
     assert value(ready, "select count(*) from arrived") == 1
-    assert f"live: {ROUTE}" in run("doctor", dsn=ready).out
+    assert f"live routes: {ROUTE}" in run("doctor", dsn=ready).out
     assert run("verify", "--live", dsn=ready).code == 0
 
     back = run("route", "dry", ROUTE, "--why", "incident 7", "--json", dsn=ready)
@@ -65,7 +65,7 @@ def test_from_dry_run_to_delivery_and_back(ready):
     [
         ("", (ROUTE, "--why", "x"), 1, "nothing was changed"),
         ("", (ROUTE,), 2, "--why"),
-        ("", ("nowhere", "--why", "x"), 2, f"there is no route nowhere. Routes: {ROUTE}."),
+        ("", ("nowhere", "--why", "x"), 2, f"there is no route nowhere. Existing routes: {ROUTE}."),
         ("update iu_outbound_route set target_kind = 'vector'", (ROUTE, "--why", "x", "--yes"), 1,
          "there is no target for routes of the kind vector"),
         ("drop function public.arrive", (ROUTE, "--why", "x", "--yes"), 1, "there is no function public.arrive"),
