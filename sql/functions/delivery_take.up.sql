@@ -400,7 +400,9 @@ begin
                 update public.iu_delivery_breaker x
                    set trial_id = b.trial_id, opened_at = least(x.opened_at, clock_timestamp()),
                        trial_at = clock_timestamp() + ((v_policy ->> 'deadline')::double precision + 5) * interval '1 second'
-                 where x.route_code = r.route_code;
+                 where x.route_code = r.route_code
+                   -- A settlement may have closed the breaker since this query began.
+                   and x.opened_at is not null;
             end if;
             return query select d.* from public.fn_iu_delivery_rows(r, v_ids, p_bytes[v_asked], p_payload_max) d;
             get diagnostics v_given = row_count;

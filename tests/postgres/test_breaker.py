@@ -141,6 +141,29 @@ async def test_a_missing_trial_delivery_is_replaced_by_the_next_take(live):
         assert (await session.take([want], [], [])).taken
 
 
+@pytest.mark.asyncio
+async def test_a_take_does_not_open_a_breaker_that_a_settlement_has_closed(live):
+    """A take that waits for a settlement which closes the circuit breaker does not open it again.
+
+    Fails when: the trial delivery is recorded whatever the state of the circuit breaker is by then.
+    """
+    async with connected(live.dsn) as taker, connected(live.dsn) as settler, connected(live.dsn) as connection:
+        await open_route(connection)
+        await connection.execute(MANY, 3)
+        await drain(connection)
+        await connection.execute(OPENED, ROUTE, 0)
+        session = DeliverySession(settler, taker, Settings(dsn=live.dsn), uuid4())
+        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
+        async with connection.transaction():
+            await connection.execute("select fn_iu_breaker_success($1, $1)", [ROUTE])
+            take = asyncio.create_task(session.take([want], [], []))
+            waits = "select cardinality(pg_blocking_pids($1)) > 0"
+            await wait_until(lambda: settler.fetchval(waits, taker.get_server_pid()), "the take waits")
+        assert len((await take).taken) == 1
+        row = await connection.fetchrow("select opened_at, trial_id from iu_delivery_breaker")
+        assert tuple(row) == (None, None)
+
+
 OPENED = "insert into iu_delivery_breaker (route_code, opened_at, trial_at, trials) values ($1, now(), now(), $2)"
 
 
