@@ -15,9 +15,9 @@
 --     event                      closed                   open           half-open              stopped
 --     arrived, resumed           closed                   closed         closed                 closed
 --     rejected                   closed                   closed         closed                 unchanged
---     failed, unavailable        counts; open if it is    unchanged      open, if it is the     as in open and half-open
+--     failed, unavailable        counts; open if it is    unchanged      open, if it is the     as open, half-open
 --                                the last of n failures                  trial delivery
---     not called                 unchanged                unchanged      open, if it is the     as in open and half-open
+--     not called                 unchanged                unchanged      open, if it is the     as open, half-open
 --                                                                        trial delivery
 --     dead letter                counts; stopped if it is the last of the budget                counts
 --     a trial delivery is taken  -                        half-open      -                      half-open
@@ -62,7 +62,7 @@ as $$
 declare
     v_limit     constant integer := (p_policy ->> 'breaker')::integer;
     v_budget    bigint := (p_policy ->> 'dead_letters_in_a_row')::bigint;
-    v_longest   constant double precision := (p_policy ->> 'probe_max')::double precision;
+    v_longest   constant double precision := (p_policy ->> 'trial_interval_max')::double precision;
     v_second    constant interval := interval '1 second';
     v_different boolean;
 begin

@@ -29,7 +29,8 @@ begin
         perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for share;
         if new.route_code = any (public.fn_iu_delivery_list('iu_core.delivery_live_routes')) is not true then
             raise exception 'route % may not deliver: it is not on the list of live routes', new.route_code
-                using errcode = 'check_violation', hint = 'iu-listen route live ' || new.route_code;
+                using errcode = 'check_violation',
+                      hint = 'Make the route live: iu-listen route live ' || new.route_code;
         end if;
     end if;
     if v_is is distinct from v_was then

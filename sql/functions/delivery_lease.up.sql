@@ -65,8 +65,8 @@ $$;
 comment on function public.fn_iu_delivery_lease(text, uuid, double precision, boolean, uuid) is
     'Takes or renews the delivery lease of a worker, if it is free. continuous: the caller has held it without a '
     'break. holder_gone: the session of the holder has ended; a caller that asks again and names that holder in '
-    'p_gone_holder gets the lease. unclean: the lease ended without being released, and the deliveries that were recorded as in flight were '
-    'marked.';
+    'p_gone_holder gets the lease. unclean: the lease ended without being released, and the deliveries that were '
+    'recorded as in flight were marked.';
 
 create or replace function public.fn_iu_delivery_lease_renew(p_worker_name text, p_owner uuid, p_settles boolean)
 returns boolean

@@ -13,7 +13,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return jsonb '{"attempts": 5, "backoff": 1, "backoff_max": 300, "deadline": 30, "concurrency": 10, "order": "none",
-                   "breaker": 5, "probe_max": 30, "dead_letters_in_a_row": 100, "target": {}}' || p_policy;
+                   "breaker": 5, "trial_interval_max": 30, "dead_letters_in_a_row": 100, "target": {}}' || p_policy;
 end
 $$;
 comment on function public.fn_iu_delivery_policy(jsonb) is 'A delivery policy with its defaults filled in.';
@@ -57,13 +57,14 @@ declare
     -- lowest and highest allowed value
     v_ranges constant jsonb := '{"attempts": [1, 1000], "backoff": [0.001, 3600], "backoff_max": [0.001, 86400],
                                  "deadline": [0.01, 3600], "concurrency": [1, 1000], "breaker": [1, 1000],
-                                 "probe_max": [0.01, 3600], "dead_letters_in_a_row": [1, 1000000]}';
+                                 "trial_interval_max": [0.01, 3600], "dead_letters_in_a_row": [1, 1000000]}';
     v_whole  constant text[] := array['attempts', 'concurrency', 'breaker', 'dead_letters_in_a_row'];
     p        record;
     v_number numeric;
 begin
     if jsonb_typeof(p_policy) <> 'object' then
-        raise exception 'a delivery policy is an object, as in {"attempts": 5}' using errcode = 'check_violation';
+        raise exception 'a delivery policy must be a JSON object, for example {"attempts": 5}'
+            using errcode = 'check_violation';
     end if;
     for p in select e.key as name, e.value from jsonb_each(p_policy) e loop
         if p.name = 'order' then
@@ -77,10 +78,10 @@ begin
                     using errcode = 'check_violation';
             end if;
         elsif v_ranges -> p.name is null then
-            raise exception 'delivery policy: there is no %', p.name
+            raise exception 'delivery policy: there is no setting %', p.name
                 using errcode = 'check_violation',
-                      hint = 'There are: ' || (select string_agg(k, ', ' order by k)
-                                                 from jsonb_object_keys(public.fn_iu_delivery_policy('{}')) k);
+                      hint = 'The settings are: ' || (select string_agg(k, ', ' order by k)
+                                                         from jsonb_object_keys(public.fn_iu_delivery_policy('{}')) k);
         else
             v_number := case when jsonb_typeof(p.value) = 'number' then p.value::numeric end;
             if (v_number between (v_ranges -> p.name ->> 0)::numeric and (v_ranges -> p.name ->> 1)::numeric) is not true
@@ -150,7 +151,7 @@ begin
     if found then
         raise exception 'delivery policy: targets of % have no option %', v_scheme, left(v_wrong, 40)
             using errcode = 'check_violation',
-                  hint = 'There are: ' || (select string_agg(k, ', ' order by k) from unnest(v_known) k);
+                  hint = 'The options are: ' || (select string_agg(k, ', ' order by k) from unnest(v_known) k);
     end if;
 end
 $$;

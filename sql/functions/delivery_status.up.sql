@@ -13,9 +13,9 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
                 then 'Its host has an address that is not public. To allow it, start the consumer with '
                      'IU_LISTEN_ALLOW_PRIVATE=HOST'
             when h.paused_by = 'dead_letter_budget'
-                then 'Its target took no event between so many dead letters, and is attempted again and again: the first '
-                     'event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '
-                     || r.route_code || '. To go on at once: iu-listen route resume ' || r.route_code end as hint
+                then 'No delivery arrived between these dead letters. One delivery at a time is attempted, and the first '
+                     'one that arrives resumes the route. The failures: iu-listen dead-letter list --route '
+                     || r.route_code || '. To resume the route now: iu-listen route resume ' || r.route_code end as hint
   from public.iu_outbound_route r
   left join public.iu_delivery_breaker b on b.route_code = r.route_code
  cross join lateral (

@@ -18,8 +18,8 @@ declare
     v_scheme text;
 begin
     if p_route.route_code !~ '^[\w.:-]+$' then
-        return query select 'its code cannot stand in the list of live routes',
-                            'A code is letters, digits and _ . : - only.';
+        return query select 'its code has characters that the list of live routes does not allow',
+                            'Use only letters, digits and the characters _ . : - in the code.';
     end if;
     select x.* into v_type
       from public.event_type_registry x
@@ -29,7 +29,8 @@ begin
                                    p_route.event_domain, p_route.event_type),
                             'Register it in event_type_registry, or set active there.';
     elsif v_type.event_stream is distinct from p_route.event_stream then
-        return query select format('event type %s.%s belongs on stream %s, and the route waits on %s: there can be no event for it',
+        return query select format('event type %s.%s belongs to stream %s, but the route selects stream %s: there can be '
+                                   'no event for it',
                                    p_route.event_domain, p_route.event_type, v_type.event_stream, p_route.event_stream),
                             'Set event_stream of the route to that of event_type_registry.';
     end if;
@@ -44,7 +45,7 @@ begin
             end;
         when 'workflow' then
             if coalesce(btrim(p_route.target_ref), '') = '' then
-                return query select 'its target_ref is empty', 'target_ref of a workflow is the name of a coroutine.';
+                return query select 'its target_ref is empty', 'Set target_ref to the name of a coroutine.';
             end if;
         when 'external_endpoint' then
             v_scheme := public.fn_iu_delivery_scheme(p_route.target_ref);
@@ -91,7 +92,7 @@ begin
     perform from public.dot_config d where d.key = 'iu_core.delivery_live_routes' for update;
     if not found then
         raise exception 'iu_core.delivery_live_routes is missing from dot_config' using errcode = 'undefined_object',
-            hint = 'iu-listen apply creates it.';
+            hint = 'Create it: iu-listen apply';
     end if;
     select x.* into r from public.iu_outbound_route x where x.route_code = p_route_code for update;
     if not found then
@@ -112,7 +113,8 @@ begin
     if p_live then
         update public.iu_outbound_route x set enabled = true, dry_run = false where x.route_code = p_route_code;
     end if;
-    return jsonb_build_object('route', p_route_code, 'live', p_live, 'lock', public.fn_iu_delivery_closed_switch(p_route_code));
+    return jsonb_build_object('route', p_route_code, 'live', p_live,
+                              'closed_switch', public.fn_iu_delivery_closed_switch(p_route_code));
 end
 $$;
 comment on function public.fn_iu_route_live(text, boolean, text, text) is

@@ -31,7 +31,8 @@ begin
     v_lock := public.fn_iu_delivery_closed_switch(p_route_code);
     if v_lock is not null then
         raise exception '%: route % may not deliver event %', v_lock, p_route_code, p_event_id
-            using errcode = 'feature_not_supported', hint = 'iu-listen route live ' || p_route_code;
+            using errcode = 'feature_not_supported',
+                  hint = 'Make the route live: iu-listen route live ' || p_route_code;
     end if;
     if r.target_kind <> 'sql_function' then
         perform public.fn_iu_route_deliver(p_route_code, p_event_id, p_event);
@@ -62,7 +63,8 @@ declare
 begin
     if p_target_ref = any (public.fn_iu_delivery_list('iu_core.delivery_sql_functions')) is not true then
         raise exception 'function % is not on the list of functions that routes may call', p_target_ref
-            using errcode = 'feature_not_supported', hint = 'dot_config, iu_core.delivery_sql_functions';
+            using errcode = 'feature_not_supported',
+                  hint = 'Add the function to iu_core.delivery_sql_functions in dot_config.';
     end if;
     select p.oid into v_found
       from pg_catalog.pg_proc p
@@ -74,7 +76,7 @@ begin
         raise exception 'there is no function %(idempotency_key text, event jsonb) that runs with the rights of its caller',
                         p_target_ref
             using errcode = 'feature_not_supported',
-                  hint = 'No set-returning, no SECURITY DEFINER function; its name in lower case, with its schema.';
+                  hint = 'Write its name in lower case, with its schema. It must not return a set or be SECURITY DEFINER.';
     end if;
     return v_found;
 end

@@ -1,6 +1,6 @@
 -- Drops the tables of deliveries. The safety check forbids live routes again, and only the seam (009) is left.
 --
--- loses: the record of the routes that went live or back to dry run, and why; the delivery policies of routes; which routes were paused or stopped, and why
+-- loses: the record of the routes that went live or back to dry run, the delivery policies, and the paused routes
 -- refuses: while a route is live, or while deliveries are pending
 -- locks: iu_outbound_route and dot_config exclusively, briefly, to create a trigger and a check
 
@@ -11,11 +11,11 @@ begin
     select r.route_code into v_live from public.iu_outbound_route r where r.enabled and not r.dry_run limit 1;
     if found then
         raise exception 'route % is live', v_live using errcode = 'object_not_in_prerequisite_state',
-            hint = 'Turn it back first: iu-listen route dry ' || v_live;
+            hint = 'Turn it back to dry run first: iu-listen route dry ' || v_live;
     end if;
     if to_regclass('public.iu_route_delivery') is not null and exists (select from public.iu_route_delivery) then
-        raise exception 'there are deliveries that are not over' using errcode = 'object_not_in_prerequisite_state',
-            hint = 'iu-listen delivery list; they end by being delivered, or by iu-listen delivery cancel.';
+        raise exception 'deliveries are pending' using errcode = 'object_not_in_prerequisite_state',
+            hint = 'List them: iu-listen delivery list. Wait for their delivery, or end them: iu-listen delivery cancel.';
     end if;
 end
 $$;

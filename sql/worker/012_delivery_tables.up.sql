@@ -1,5 +1,5 @@
--- The tables of deliveries: the switches and the record of their changes, pending deliveries, the delivery lease and the
--- circuit breaker; and the triggers that replace the safety check of routes.
+-- The tables of deliveries: the switches and the record of their changes, pending deliveries, the delivery lease and
+-- the circuit breaker; and the triggers that replace the safety check of routes.
 --
 -- needs: functions/delivery_guards
 -- locks: iu_outbound_route exclusively, dot_config against writers, briefly, to create a trigger and a check
@@ -47,9 +47,8 @@ comment on constraint iu_delivery_change_pkey on public.iu_delivery_change is 'E
 -- Deliveries ---------------------------------------------------------------------------------------------
 --
 -- Deliveries that cannot be made in the transaction of the batch wait in this table: the batch inserts them, the holder
--- of the worker's delivery lease delivers them, and the last attempt deletes the row. For the completeness check
--- (functions/completeness), for retention (functions/retention) and for reading an event a second time, a row proves the decision about its event, as
--- an attempt does.
+-- of the worker's delivery lease delivers them, and the last attempt deletes the row. For the completeness check,
+-- for retention and for reading an event a second time, a row proves the decision about its event, as an attempt does.
 --
 -- The table holds two lists. Rows that were never attempted have no due_at and are read by id, from a position that
 -- only goes forward, so rows deleted before it are not read again, however long vacuum is delayed. The other rows are

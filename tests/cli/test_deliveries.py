@@ -119,7 +119,7 @@ def test_a_policy_is_shown_set_and_refused(ready):
     refused(1, "deadline must be a number from 0.01 to 3600, not -1")(
         "route", "policy", ROUTE, "deadline=-1", dsn=ready
     )
-    refused(1, "there is no retries")("route", "policy", ROUTE, "retries=3", dsn=ready)
+    refused(1, "there is no setting retries")("route", "policy", ROUTE, "retries=3", dsn=ready)
     refused(2, "has not the form NAME=VALUE")("route", "policy", ROUTE, "retries", dsn=ready)
     refused(2, "there is no route nowhere")("route", "policy", "nowhere", dsn=ready)
 
@@ -130,7 +130,7 @@ def test_the_budget_of_dead_letters_stops_a_route_and_resume_restarts_it(ready, 
 
     Fails when: the budget is not counted, a command does not show the stop, or resume does not reach the consumer.
     """
-    run("route", "policy", ROUTE, "dead_letters_in_a_row=2", "concurrency=1", "probe_max=3600", dsn=ready)
+    run("route", "policy", ROUTE, "dead_letters_in_a_row=2", "concurrency=1", "trial_interval_max=3600", dsn=ready)
     assert "was not paused by its circuit breaker" in run("route", "resume", ROUTE, dsn=ready).out
     reject = tmp_path / "arrived.reject"
     reject.touch()

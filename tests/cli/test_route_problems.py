@@ -44,7 +44,7 @@ PROBLEMS = {
     "no stream": ("external_endpoint", "redis://h", {}, "", "stream", False),
     "type": ("workflow", "x", {}, "update iu_outbound_route set event_type = 'nothing'", "is not registered", True),
     "inactive": ("workflow", "x", {}, "update event_type_registry set active = false", "is not registered and active", True),
-    "stream": ("workflow", "x", {}, "update iu_outbound_route set event_stream = 'task'", "belongs on stream update", True),
+    "stream": ("workflow", "x", {}, "update iu_outbound_route set event_stream = 'task'", "belongs to stream update", True),
     "value": ("external_endpoint", "https://h/", {"mode": "bunary"}, "", "must be structured or binary", False),
     "secret": ("external_endpoint", "https://h/", {"secrets": ["S3cret"]}, "", "invalid reference to a secret", False),
 }  # fmt: skip

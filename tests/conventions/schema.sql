@@ -263,7 +263,7 @@ WITH (fillfactor='50');
 CREATE FUNCTION public.fn_iu_breaker_after(b public.iu_delivery_breaker, p_event text, p_policy jsonb, p_now timestamp with time zone, p_id bigint DEFAULT NULL::bigint, p_at_fault boolean DEFAULT false, p_retry_after double precision DEFAULT NULL::double precision, p_code text DEFAULT NULL::text, p_jitter double precision DEFAULT 1) RETURNS public.iu_delivery_breaker
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 5a7fbc9b7dce9bcb>;
+    AS <body 310d6acf5ca8aa64>;
 
 CREATE FUNCTION public.fn_iu_breaker_store(b public.iu_delivery_breaker) RETURNS void
     LANGUAGE plpgsql
@@ -486,7 +486,7 @@ CREATE FUNCTION public.fn_iu_delivery_first(p_route_code text, p_subject_key big
 CREATE FUNCTION public.fn_iu_delivery_function(p_target_ref text) RETURNS regprocedure
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 30b799f5f5b36728>;
+    AS <body 49a6d69d4b39c35a>;
 
 CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes text[], p_capacities integer[], p_positions bigint[]) RETURNS SETOF public.iu_deliverable
     LANGUAGE plpgsql STRICT
@@ -556,7 +556,7 @@ CREATE FUNCTION public.fn_iu_delivery_options(p_scheme text) RETURNS text[]
 CREATE FUNCTION public.fn_iu_delivery_options_check(p_target_kind text, p_target_ref text, p_options jsonb) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 14fbf0cf6c245928>;
+    AS <body 6baa8505d730c1cf>;
 
 CREATE FUNCTION public.fn_iu_delivery_paused_by(p_route_code text, p_enabled boolean, p_dry_run boolean, p_stopped_at timestamp with time zone, p_opened_at timestamp with time zone) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -566,12 +566,12 @@ CREATE FUNCTION public.fn_iu_delivery_paused_by(p_route_code text, p_enabled boo
 CREATE FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body e8297770c4c142e9>;
+    AS <body 35f4536a8b1e8185>;
 
 CREATE FUNCTION public.fn_iu_delivery_policy_check(p_policy jsonb) RETURNS void
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 0b66d5a5ac2e6101>;
+    AS <body ca62e52e62b2fd20>;
 
 CREATE FUNCTION public.fn_iu_delivery_policy_of(p_route_code text) RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -581,7 +581,7 @@ CREATE FUNCTION public.fn_iu_delivery_policy_of(p_route_code text) RETURNS jsonb
 CREATE FUNCTION public.fn_iu_delivery_problems(p_route public.iu_outbound_route) RETURNS TABLE(problem text, hint text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 7fe92f054f71fa9c>;
+    AS <body a012524dbabc109b>;
 
 CREATE FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) RETURNS text[]
     LANGUAGE sql STABLE
@@ -765,7 +765,7 @@ CREATE FUNCTION public.fn_iu_outbound_on_version() RETURNS trigger
 CREATE FUNCTION public.fn_iu_outbound_route_guard() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 61bf7effd80e8d04>;
+    AS <body 1d26c39305df9cb7>;
 
 CREATE FUNCTION public.fn_iu_outbox_admission(p_site text, p_vouched boolean) RETURNS text
     LANGUAGE plpgsql
@@ -1022,13 +1022,13 @@ CREATE FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, 
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
-    AS <body 85fa4ffe22e83ca0>;
+    AS <body 0aea21b24fa381e2>;
 
 CREATE FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    AS <body 8d57d640d9b15ad3>;
+    AS <body b716f9bb116a4161>;
 
 CREATE FUNCTION public.fn_iu_route_page(p_domain text, p_types text[], p_streams text[], p_batch_limit integer) RETURNS integer
     LANGUAGE sql STABLE
@@ -1666,7 +1666,7 @@ CREATE VIEW public.v_iu_delivery AS
         CASE
             WHEN (h.paused_by IS NULL) THEN u.hint
             WHEN ((h.paused_by = 'breaker_open'::text) AND (b.why = 'address_refused'::text)) THEN 'Its host has an address that is not public. To allow it, start the consumer with IU_LISTEN_ALLOW_PRIVATE=HOST'::text
-            WHEN (h.paused_by = 'dead_letter_budget'::text) THEN ((('Its target took no event between so many dead letters, and is attempted again and again: the first event that it takes lets the route go on. What it said: iu-listen dead-letter list --route '::text || r.route_code) || '. To go on at once: iu-listen route resume '::text) || r.route_code)
+            WHEN (h.paused_by = 'dead_letter_budget'::text) THEN ((('No delivery arrived between these dead letters. One delivery at a time is attempted, and the first one that arrives resumes the route. The failures: iu-listen dead-letter list --route '::text || r.route_code) || '. To resume the route now: iu-listen route resume '::text) || r.route_code)
             ELSE NULL::text
         END AS hint
    FROM ((((public.iu_outbound_route r

@@ -50,7 +50,7 @@ LIVE_ROUTE = """
                                    delivery_policy)
     values ('live', 'iu', 'sent', 'update', 'vector', 'x', true, false, '{}'),
            ('queued', 'iu', 'sent', 'update', 'workflow', 'x', true, false,
-            '{"dead_letters_in_a_row": 1, "probe_max": 0.01}'),
+            '{"dead_letters_in_a_row": 1, "trial_interval_max": 0.01}'),
            ('called', 'iu', 'sent', 'update', 'sql_function', 'public.target', true, false, '{}')
 """
 INSERT = """

@@ -48,7 +48,7 @@ async def test_poison_events_do_not_stop_a_route(live, poisons, raises, order):
 
     recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
-        await open_route(connection, backoff=0.05, backoff_max=0.2, probe_max=0.2, order=order)
+        await open_route(connection, backoff=0.05, backoff_max=0.2, trial_interval_max=0.2, order=order)
         async with delivering(live.dsn, recording.target()):
             poison = {await insert_event(connection, note="poison") for _ in range(poisons)}
             await wait_until(
@@ -79,7 +79,7 @@ async def test_an_outage_spends_no_attempt_of_good_or_poison_events(live):
 
     recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
-        await open_route(connection, attempts=3, backoff=0.02, backoff_max=0.1, probe_max=0.1, breaker=3)
+        await open_route(connection, attempts=3, backoff=0.02, backoff_max=0.1, trial_interval_max=0.1, breaker=3)
         async with delivering(live.dsn, recording.target()):
             poison = {await insert_event(connection, note="poison") for _ in range(10)}
             good = {await insert_event(connection, note="good") for _ in range(10)}

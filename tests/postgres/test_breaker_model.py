@@ -93,7 +93,12 @@ async def play(
     async with connected(dsn) as taker, connected(dsn) as settler, connected(dsn) as connection:
         await connection.execute(FRESH)
         await open_route(
-            connection, backoff=0.001, backoff_max=0.001, probe_max=0.01, dead_letters_in_a_row=budget, **policy
+            connection,
+            backoff=0.001,
+            backoff_max=0.001,
+            trial_interval_max=0.01,
+            dead_letters_in_a_row=budget,
+            **policy,
         )
         session = DeliverySession(settler, taker, Settings(dsn=dsn, session_timeout=600), uuid4())
         assert (await session.take_lease()).held

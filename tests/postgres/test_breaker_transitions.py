@@ -13,7 +13,7 @@ from postgres.delivery_helpers import (
 )
 from support import MANY, connected, drain
 
-POLICY = {"breaker": 3, "probe_max": 2, "dead_letters_in_a_row": 3}
+POLICY = {"breaker": 3, "trial_interval_max": 2, "dead_letters_in_a_row": 3}
 
 
 CLOSED = {

@@ -230,7 +230,7 @@ async def test_poison_events_of_one_producer_do_not_stop_other_producers(live, o
     """
     recording = RecordingTarget(refuses_bad)
     async with connected(live.dsn) as connection:
-        await open_route(connection, dead_letters_in_a_row=5, probe_max=0.2, order=order)
+        await open_route(connection, dead_letters_in_a_row=5, trial_interval_max=0.2, order=order)
         async with delivering(live.dsn, recording.target()) as recorder:
             await connection.execute(BAD, 1000)
             held = await recorder.wait_for(RoutePaused)
@@ -264,7 +264,7 @@ async def test_a_rejecting_target_causes_no_more_dead_letters_than_the_budget(li
 
     recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
-        await open_route(connection, dead_letters_in_a_row=5, concurrency=10, probe_max=0.05)
+        await open_route(connection, dead_letters_in_a_row=5, concurrency=10, trial_interval_max=0.05)
         async with delivering(live.dsn, recording.target()) as recorder:
             await connection.execute(MANY, 500)
             held = await recorder.wait_for(RoutePaused)

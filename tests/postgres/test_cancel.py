@@ -41,7 +41,7 @@ async def test_cancelling_deliveries_of_a_paused_route_does_not_disturb_settleme
 
     down.behave = nobody_there
     async with connected(live.dsn) as connection:
-        await open_route(connection, probe_max=0.01, breaker=1)
+        await open_route(connection, trial_interval_max=0.01, breaker=1)
         await connection.execute(MANY, 4000)
         await run_batch(connection, 5000)
         await add_route(connection, "other")

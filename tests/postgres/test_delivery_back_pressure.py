@@ -35,7 +35,7 @@ async def test_unblocked_deliveries_are_taken_later_when_capacity_is_full(live, 
     recording = RecordingTarget(behave)
     subjects = [uuid4() for _ in range(1 + PREFETCH_FACTOR)]
     async with connected(live.dsn) as connection:
-        await open_route(connection, concurrency=20 if held else 1, order="subject", probe_max=0.1)
+        await open_route(connection, concurrency=20 if held else 1, order="subject", trial_interval_max=0.1)
         async with delivering(live.dsn, recording.target()) as recorder:
             ready.set()
             await insert_event(connection)

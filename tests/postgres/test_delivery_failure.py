@@ -168,7 +168,7 @@ async def test_retry_after_delays_the_next_attempt(live):
         ('{"attempts": 2.5}', "attempts must be a whole number from 1"),
         ('{"deadline": "30"}', 'deadline must be a number from 0.01 to 3600, not "30"'),
         ('{"order": "fifo"}', "order must be none or subject"),
-        ('{"retries": 3}', "there is no retries"),
+        ('{"retries": 3}', "there is no setting retries"),
         ('{"target": "x"}', "target must be an object"),
         ("[]", "a delivery policy is an object"),
         ("null", "a delivery policy is an object"),

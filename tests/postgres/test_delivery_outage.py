@@ -41,7 +41,7 @@ async def test_an_outage_spends_no_attempts_and_affects_no_other_route(live, how
 
     hit, other = RecordingTarget(behave), RecordingTarget()
     async with connected(live.dsn) as connection:
-        await open_route(connection, attempts=5, backoff=0.01, backoff_max=0.02, breaker=5, probe_max=0.03)
+        await open_route(connection, attempts=5, backoff=0.01, backoff_max=0.02, breaker=5, trial_interval_max=0.03)
         healthy = await add_route(connection, "healthy")
         async with delivering(live.dsn, hit.target(), other.target("healthy")) as recorder:
             events = [await insert_event(connection) for _ in range(30)]
@@ -78,7 +78,7 @@ async def test_a_clock_that_was_set_back_delays_no_delivery(live):
     recording = RecordingTarget(behave)
     future = "clock_timestamp() + interval '1 hour'"
     async with connected(live.dsn) as connection:
-        await open_route(connection, breaker=1, probe_max=0.05)
+        await open_route(connection, breaker=1, trial_interval_max=0.05)
         async with delivering(live.dsn, recording.target()) as recorder:
             event = await insert_event(connection)
             await recorder.wait_for(RoutePaused)

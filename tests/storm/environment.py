@@ -66,7 +66,7 @@ SCHEMA = """
     insert into iu_outbound_route
         (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run, delivery_policy)
     values ('storm.live', 'iu', 'version_applied', 'update', 'workflow', 'storm', true, false,
-            '{"order": "subject", "concurrency": 100, "attempts": 3, "backoff": 0.01, "backoff_max": 0.1, "probe_max": 1,
+            '{"order": "subject", "concurrency": 100, "attempts": 3, "backoff": 0.01, "backoff_max": 0.1, "trial_interval_max": 1,
               "dead_letters_in_a_row": 1000000}'),
            ('storm.disabled', 'iu', 'version_applied', 'update', 'report', 'storm', false, true, '{}');
     create schema storm;

@@ -43,7 +43,7 @@ async def prepare(connection: asyncpg.Connection, order: str = "none", **policy:
             "insert into event_type_registry values ('iu', $1, 'update', 'immediate') on conflict do nothing", code
         )
         await add_route(
-            connection, code, order=order, attempts=ATTEMPTS, backoff=0.05, backoff_max=0.2, probe_max=0.2, deadline=1,
+            connection, code, order=order, attempts=ATTEMPTS, backoff=0.05, backoff_max=0.2, trial_interval_max=0.2, deadline=1,
             concurrency=4, dead_letters_in_a_row=100_000, **policy,
         )  # fmt: skip
         await connection.execute("update iu_outbound_route set event_type = $1 where route_code = $1", code)

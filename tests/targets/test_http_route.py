@@ -59,7 +59,9 @@ async def test_a_receiver_that_is_being_deployed_makes_no_dead_letter(live, stat
 
     async with raw(behave) as server, connected(live.dsn) as connection:
         address = f"http://localhost:{server.port}/hook"
-        await open_route(connection, address=address, attempts=2, backoff=0.01, backoff_max=0.02, probe_max=0.1)
+        await open_route(
+            connection, address=address, attempts=2, backoff=0.01, backoff_max=0.02, trial_interval_max=0.1
+        )
         async with delivering(live.dsn, allow_private="localhost"):
             await insert_event(connection)
             await wait_until_settled(connection)
@@ -88,7 +90,9 @@ async def test_one_event_that_a_receiver_does_not_find_is_a_dead_letter(live):
 
     async with raw(behave) as server, connected(live.dsn) as connection:
         address = f"http://localhost:{server.port}/hook"
-        await open_route(connection, address=address, attempts=2, backoff=0.01, backoff_max=0.02, probe_max=0.1)
+        await open_route(
+            connection, address=address, attempts=2, backoff=0.01, backoff_max=0.02, trial_interval_max=0.1
+        )
         async with delivering(live.dsn, allow_private="localhost"):
             odd = await insert_event(connection, note="odd")
             ended = "select exists (select from iu_route_dead_letter where event_ref = $1)"

@@ -143,7 +143,7 @@ async def deliver(dsn: str, folder: Path, there: Counterpart) -> None:
             backoff=0.05,
             deadline=5,
             breaker=5,
-            probe_max=0.3,
+            trial_interval_max=0.3,
             target=there.options,
         )
         await connection.fetchval(EMIT, EVENTS)

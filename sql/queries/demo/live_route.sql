@@ -4,4 +4,4 @@
 insert into public.iu_outbound_route
     (route_code, event_domain, event_type, event_stream, target_kind, target_ref, delivery_policy)
 values ('demo.crm', 'iu', 'version_applied', 'update', 'workflow', 'demo-crm',
-        '{"attempts": 3, "backoff": 0.2, "breaker": 2, "probe_max": 0.5, "deadline": 5}')
+        '{"attempts": 3, "backoff": 0.2, "breaker": 2, "trial_interval_max": 0.5, "deadline": 5}')
