@@ -170,8 +170,8 @@ async def test_retry_after_delays_the_next_attempt(live):
         ('{"order": "fifo"}', "order must be none or subject"),
         ('{"retries": 3}', "there is no setting retries"),
         ('{"target": "x"}', "target must be an object"),
-        ("[]", "a delivery policy is an object"),
-        ("null", "a delivery policy is an object"),
+        ("[]", "a delivery policy must be a JSON object"),
+        ("null", "a delivery policy must be a JSON object"),
     ],
 )
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
