@@ -153,7 +153,7 @@ async def test_a_take_does_not_open_a_breaker_that_a_settlement_has_closed(live)
         await drain(connection)
         await connection.execute(OPENED, ROUTE, 0)
         session = DeliverySession(settler, taker, Settings(dsn=live.dsn), uuid4())
-        want = TakeRequest(route=ROUTE, room=10, after=0, deadline=1)
+        want = TakeRequest(route=ROUTE, capacity=10, position=0, deadline=1)
         async with connection.transaction():
             await connection.execute("select fn_iu_breaker_success($1, $1)", [ROUTE])
             take = asyncio.create_task(session.take([want], [], []))
