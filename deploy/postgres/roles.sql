@@ -157,7 +157,7 @@ revoke execute on function
     public.fn_iu_retention_run_dead_letters(integer, timestamptz, jsonb),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
     public.fn_iu_outbox_partitions(),
-    public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
+    public.fn_iu_idempotency_key(text, uuid), public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
     public.fn_iu_trace_commit_at(xid8),
     public.fn_iu_trace_register(text), public.fn_iu_trace_tick(text), public.fn_iu_trace_again(timestamptz),
     public.fn_iu_trace_attempts(pg_snapshot, pg_snapshot, xid8, bigint, integer),
@@ -204,7 +204,7 @@ grant execute on function
     public.fn_iu_outbox_admission(text, boolean), public.fn_iu_lease_holders(integer, text),
     public.fn_iu_route_worker_run(text, integer), public.fn_iu_route_deliver(text, uuid, jsonb),
     public.fn_iu_route_worker_health(text), public.fn_iu_progress_missing(text), public.fn_iu_delivery_progress_missing(text),
-    public.fn_iu_trace_context(text),
+    public.fn_iu_idempotency_key(text, uuid), public.fn_iu_trace_context(text),
     public.fn_iu_event_snapshot(uuid), public.fn_iu_json_exceeds(jsonb, bigint), public.fn_iu_route_worker_failed(text, integer, text, boolean, uuid, text),
     public.fn_iu_outbox_next(public.iu_route_worker_cursor, integer), public.fn_iu_route_page(text, text[], text[], integer),
     public.fn_iu_route_candidates(public.iu_outbound_route[], text[], text[])
@@ -371,7 +371,7 @@ grant execute on function
     public.fn_iu_retention_attempt_verdict(text, uuid, text),
     public.fn_iu_retention_dead_letter_verdict(text, uuid, integer, timestamptz),
     public.fn_iu_retention_plan(interval, text[]), public.fn_iu_outbox_partitions(),
-    public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
+    public.fn_iu_idempotency_key(text, uuid), public.fn_iu_trace_context(text), public.fn_iu_trace_id(uuid, text), public.fn_iu_span_id(text, text),
     public.fn_iu_trace_commit_at(xid8), public.fn_iu_metrics(text), public.fn_iu_delivery_closed_switch(text),
     public.fn_iu_delivery_enabled(), public.fn_iu_delivery_function(text), public.fn_iu_delivery_caller(regprocedure),
     public.fn_iu_delivery_queued_routes(public.iu_outbound_route[]),
@@ -509,7 +509,7 @@ grant execute on function
     public.fn_iu_retention_run_attempts(integer, timestamptz, jsonb),
     public.fn_iu_retention_run_dead_letters(integer, timestamptz, jsonb),
     public.fn_iu_retention_run(text, integer, interval, jsonb), public.fn_iu_retention_plan(interval, text[]),
-    public.fn_iu_outbox_partitions()
+    public.fn_iu_outbox_partitions(), public.fn_iu_idempotency_key(text, uuid)
     to iu_listen_janitor;
 
 -- To check that the package is complete, and how far the cursors have read.

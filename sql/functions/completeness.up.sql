@@ -1,7 +1,7 @@
 -- The completeness check (command: audit): every event before a cursor must have its attempts.
 --
 -- kind: repeatable
--- needs: 006, 007, 008, 012, 014, functions/outbox_position
+-- needs: 006, 007, 008, 012, 014, functions/outbox_position, functions/idempotency_key
 -- locks: nothing that other sessions use
 
 -- Confirm ------------------------------------------------------------------------------------------------
@@ -183,9 +183,9 @@ begin
                           greatest(max(x.route_count), max(v.route_count), 1) as wanted, max(x.ctid) as place
                      from unnest(a.codes) k(route_code)
                      left join public.iu_route_attempt x
-                       on x.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and x.attempt_no = 1
+                       on x.idempotency_key = public.fn_iu_idempotency_key(k.route_code, e.id) and x.attempt_no = 1
                      left join public.iu_route_dead_letter d
-                       on d.idempotency_key = 'outbound:' || k.route_code || ':' || e.id and d.attempt_no = 0
+                       on d.idempotency_key = public.fn_iu_idempotency_key(k.route_code, e.id) and d.attempt_no = 0
                      left join public.iu_route_delivery v
                        on v.event_ref = e.id and v.route_code = k.route_code and v.attempt_no = 1) t
         ), added as (
@@ -344,7 +344,7 @@ select m.worker_name, m.event_ref, o.event_domain, o.event_type, o.event_stream,
                                             where r.event_domain = o.event_domain and r.event_type = o.event_type
                                               and r.event_stream = o.event_stream and r.enabled)) k
             where not exists (select from public.iu_route_attempt a
-                               where a.idempotency_key = 'outbound:' || k.route_code || ':' || o.id
+                               where a.idempotency_key = public.fn_iu_idempotency_key(k.route_code, o.id)
                                  and a.attempt_no = 1)) as repairable
   from public.iu_completeness_missing m
   join public.iu_route_worker_cursor c on c.worker_name = m.worker_name

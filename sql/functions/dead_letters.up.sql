@@ -13,7 +13,7 @@
 -- locks the lease, so it never runs at the same time as a settlement.
 --
 -- kind: repeatable
--- needs: 008, 011, 012, functions/delivery_switches, functions/event_snapshot, functions/trace_ids
+-- needs: 008, 011, 012, functions/delivery_switches, functions/event_snapshot, functions/trace_ids, functions/idempotency_key
 -- calls: 009, functions/routing, functions/sql_targets
 -- locks: nothing that exists
 
@@ -65,7 +65,7 @@ begin
     with gone as (
         delete from public.iu_route_delivery d
          where d.route_code = p_route_code and d.id = any (v_ids)
-        returning d.*, 'outbound:' || d.route_code || ':' || d.event_ref as key
+        returning d.*, public.fn_iu_idempotency_key(d.route_code, d.event_ref) as key
     ), letters as (
         insert into public.iu_route_dead_letter
             (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot, failure_code,

@@ -8,7 +8,7 @@
 -- transaction, so a consumer that has lost it settles nothing. The lock order is described in 024.
 --
 -- kind: repeatable
--- needs: 008, 012, functions/circuit_breaker, functions/delivery_lease, functions/delivery_policy, functions/event_snapshot
+-- needs: 008, 012, functions/circuit_breaker, functions/delivery_lease, functions/delivery_policy, functions/event_snapshot, functions/idempotency_key
 -- locks: nothing that other sessions use
 
 create or replace function public.fn_iu_delivery_dead_letter(
@@ -24,7 +24,7 @@ begin
     insert into public.iu_route_dead_letter
         (worker_name, event_ref, route_kind, route_code, idempotency_key, attempt_no, event_snapshot,
          failure_code, failure_detail)
-    values (d.worker_name, d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref,
+    values (d.worker_name, d.event_ref, d.route_kind, d.route_code, public.fn_iu_idempotency_key(d.route_code, d.event_ref),
             d.attempt_no, coalesce(public.fn_iu_event_snapshot(d.event_ref), jsonb_build_object('id', d.event_ref)),
             p_code, p_detail)
     on conflict (idempotency_key) do update
@@ -133,7 +133,7 @@ begin
          route_count, traceparent, batch_xact_id, target, created_at, finished_at)
     values (d.event_ref, d.route_kind, f.route_code, 'failed',
             case when v_dead then 'dead_letter' when v_spent then 'retry' else 'outage' end, false, f.code,
-            'outbound:' || f.route_code || ':' || d.event_ref, d.attempt_no, d.route_count, d.traceparent,
+            public.fn_iu_idempotency_key(f.route_code, d.event_ref), d.attempt_no, d.route_count, d.traceparent,
             d.batch_xact_id, f.target, v_now - f.began * interval '1 second', v_now - f.ended * interval '1 second')
     on conflict (idempotency_key, attempt_no) do nothing;
     return v_dead;
@@ -253,7 +253,7 @@ begin
                 delete from public.iu_route_delivery d
                  using found s
                  where d.ctid = s.ctid
-                returning d.event_ref, d.route_kind, d.route_code, 'outbound:' || d.route_code || ':' || d.event_ref as key,
+                returning d.event_ref, d.route_kind, d.route_code, public.fn_iu_idempotency_key(d.route_code, d.event_ref) as key,
                           d.attempt_no, d.route_count, d.traceparent, d.batch_xact_id, d.replayed_by, s.began, s.ended,
                           s.target
             ), resolved as (
@@ -281,11 +281,11 @@ begin
             update public.iu_route_delivery d
                set attempt_no = (select max(a.attempt_no) + 1
                                    from public.iu_route_attempt a
-                                  where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref)
+                                  where a.idempotency_key = public.fn_iu_idempotency_key(d.route_code, d.event_ref))
               from unnest(p_routes, p_ids) s(route_code, id)
              where d.route_code = s.route_code and d.id = s.id
                and exists (select from public.iu_route_attempt a
-                            where a.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                            where a.idempotency_key = public.fn_iu_idempotency_key(d.route_code, d.event_ref)
                               and a.attempt_no >= d.attempt_no);
         end;
     end loop;

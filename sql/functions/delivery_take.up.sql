@@ -4,7 +4,7 @@
 -- consumer (functions/event_snapshot).
 --
 -- kind: repeatable
--- needs: 008, 012, functions/delivery_policy, functions/delivery_switches, functions/event_snapshot
+-- needs: 008, 012, functions/delivery_policy, functions/delivery_switches, functions/event_snapshot, functions/idempotency_key
 -- locks: nothing that other sessions use
 
 create or replace function public.fn_iu_event_payload(p_payload jsonb, p_limit bigint)
@@ -287,7 +287,7 @@ begin
                  from public.iu_route_dead_letter l
                 cross join lateral jsonb_populate_record(null::public.event_outbox, l.event_snapshot) x
                 where d.replayed_by is not null
-                  and l.idempotency_key = 'outbound:' || d.route_code || ':' || d.event_ref
+                  and l.idempotency_key = public.fn_iu_idempotency_key(d.route_code, d.event_ref)
                   and not l.event_snapshot ? 'too_large'
                limit 1) o on true
          order by d.id

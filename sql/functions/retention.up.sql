@@ -2,7 +2,7 @@
 -- enables it.
 --
 -- kind: repeatable
--- needs: 005, 006, 008, 012, 014, 016, 017, functions/outbox_position
+-- needs: 005, 006, 008, 012, 014, 016, 017, functions/outbox_position, functions/idempotency_key
 -- locks: nothing that other sessions use
 
 -- Conditions ---------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ return not exists (select from public.iu_route_worker_cursor w
         or not exists (select from (select r.route_code from public.iu_outbound_route r
                                     union select unnest(u.codes) from public.iu_completeness_pass u union select '(none)') k
                         cross join lateral (select a.xact_id from public.iu_route_attempt a
-                                             where a.idempotency_key = 'outbound:' || k.route_code || ':' || p_event_ref) a
+                                             where a.idempotency_key = public.fn_iu_idempotency_key(k.route_code, p_event_ref)) a
                          join public.iu_trace_cursor t on not pg_visible_in_snapshot(a.xact_id, t.prev)
                          where a.xact_id < pg_snapshot_xmax(pg_current_snapshot())));
 comment on function public.fn_iu_retention_releasable(uuid) is
@@ -291,7 +291,7 @@ begin
          where a.created_at < p_cutoff
            and a.id < all (select y.id from young y where y.id is not null)
            -- Only attempts that the worker wrote: the table belongs to IU Core, which writes others.
-           and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
+           and a.idempotency_key = public.fn_iu_idempotency_key(a.route_code, a.event_ref)
            and (select v.verdict
                   from public.fn_iu_retention_attempt_verdict(null, a.event_ref, a.idempotency_key) v) = 'goes'
            for update of a skip locked
@@ -456,7 +456,7 @@ as $$
           from audit p
           join public.iu_route_attempt a
             on a.created_at < p.cutoff and a.id < p.young
-           and a.idempotency_key = 'outbound:' || a.route_code || ':' || a.event_ref
+           and a.idempotency_key = public.fn_iu_idempotency_key(a.route_code, a.event_ref)
          cross join lateral public.fn_iu_retention_attempt_verdict(p.refusing, a.event_ref, a.idempotency_key) v
          where p.what = 'attempts'
         union all

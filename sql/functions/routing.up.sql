@@ -7,7 +7,7 @@
 -- settings in each step would take one percent of the time.
 --
 -- kind: repeatable
--- needs: 008, 021, functions/outbox_position, functions/trace_ids
+-- needs: 008, 021, functions/outbox_position, functions/trace_ids, functions/idempotency_key
 -- calls: 012, functions/batch_failure, functions/delivery_switches, functions/event_snapshot, functions/sql_targets
 -- locks: nothing that exists
 
@@ -301,7 +301,7 @@ begin
                                             and d.event_stream = k.event_stream) then 'route_disabled'
                             else 'no_route' end,
                        false,
-                       'outbound:' || coalesce(r.route_code, '(none)') || ':' || k.id, 1,
+                       public.fn_iu_idempotency_key(coalesce(r.route_code, '(none)'), k.id), 1,
                        coalesce((p_routes.counts ->> r.route_code)::smallint, 1), k.traceparent
                   from unnest(p_page.ids[v_from:v_to], p_page.types[v_from:v_to], p_page.streams[v_from:v_to],
                               p_page.contexts[v_from:v_to])
@@ -385,7 +385,7 @@ begin
          -- would be planned with the size of the table at the beginning of the session.
          where k.event_seq > p_cursor.fresh_seq and not p_routes.shared
             or not exists (select from public.iu_route_attempt a
-                            where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
+                            where a.idempotency_key = public.fn_iu_idempotency_key(r.route_code, k.id) offset 0)
            and not exists (select from public.iu_route_delivery d
                             where d.event_ref = k.id and d.route_code || '' = r.route_code offset 0)
          order by k.n, r.route_code
@@ -404,7 +404,7 @@ begin
             (event_ref, route_kind, route_code, status, decision, delivered,
              idempotency_key, attempt_no, route_count, traceparent)
         select q.event_ref, 'outbound', q.route_code, 'pending', p_routes.queues ->> q.route_code, false,
-               'outbound:' || q.route_code || ':' || q.event_ref, 1, q.route_count, q.traceparent
+               public.fn_iu_idempotency_key(q.route_code, q.event_ref), 1, q.route_count, q.traceparent
           from jsonb_to_recordset(v_paused) q(route_code text, event_ref uuid, route_count smallint, traceparent text)
         on conflict (idempotency_key, attempt_no) do nothing;
         get diagnostics v_count = row_count;
@@ -449,7 +449,7 @@ begin
            and r.event_stream = k.event_stream and r.enabled and not r.dry_run
            and not p_routes.queues ? r.route_code
          where not exists (select from public.iu_route_attempt a
-                            where a.idempotency_key = 'outbound:' || r.route_code || ':' || k.id offset 0)
+                            where a.idempotency_key = public.fn_iu_idempotency_key(r.route_code, k.id) offset 0)
            and (p_given_up and coalesce(p_cursor.failed_route, r.route_code) = r.route_code) is not true
          order by k.n, r.route_code
     loop
@@ -461,7 +461,7 @@ begin
                  idempotency_key, attempt_no, route_count, traceparent)
             values (v_call.id, 'outbound', v_call.route_code,
                     public.fn_iu_decision_status(v_decision), v_decision, v_decision = 'delivered',
-                    'outbound:' || v_call.route_code || ':' || v_call.id, 1,
+                    public.fn_iu_idempotency_key(v_call.route_code, v_call.id), 1,
                     coalesce((p_routes.counts ->> v_call.route_code)::smallint, 1),
                     public.fn_iu_trace_context(v_event ->> 'traceparent'))
             on conflict (idempotency_key, attempt_no) do nothing;
@@ -514,7 +514,7 @@ begin
                 on r.event_type = p_page.types[1] and r.event_stream = p_page.streams[1] and r.enabled) f
      where coalesce(p_cursor.failed_route, f.route_code) = f.route_code
        and not exists (select from public.iu_route_attempt a
-                        where a.idempotency_key = 'outbound:' || f.route_code || ':' || p_cursor.failed_event offset 0);
+                        where a.idempotency_key = public.fn_iu_idempotency_key(f.route_code, p_cursor.failed_event) offset 0);
     return p_result;
 end
 $$;
@@ -543,7 +543,7 @@ declare
     v_message text;
 begin
     for v_failure in
-        select f.id, f.route_code, f.why, 'outbound:' || f.route_code || ':' || f.id as key, 1 as attempt_no,
+        select f.id, f.route_code, f.why, public.fn_iu_idempotency_key(f.route_code, f.id) as key, 1 as attempt_no,
                case when p_given_up and coalesce(p_cursor.failed_route, f.route_code) = f.route_code
                     then 'batch_failed' else 'worker_process_error' end as code
           from unnest(p_result.failed_ids, p_result.failed_routes, p_result.failed_whys)

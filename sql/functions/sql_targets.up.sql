@@ -1,7 +1,7 @@
 -- Targets that are SQL functions: they run in the transaction of the batch.
 --
 -- kind: repeatable
--- needs: functions/delivery_switches
+-- needs: functions/delivery_switches, functions/idempotency_key
 -- calls: 009
 -- locks: nothing that other sessions use
 
@@ -42,7 +42,7 @@ begin
     perform public.fn_iu_delivery_caller(v_target);
     set constraints all deferred;
     execute format('select %s($1, $2)', v_target::regproc)
-      using 'outbound:' || p_route_code || ':' || p_event_id, p_event;
+      using public.fn_iu_idempotency_key(p_route_code, p_event_id), p_event;
     set constraints all immediate;
     return 'delivered';
 end

@@ -16,7 +16,7 @@ with route as (
        and o.created_at >= $2
       left join lateral (
            select x.status from public.iu_route_attempt x
-            where x.idempotency_key = 'outbound:' || r.route_code || ':' || o.id
+            where x.idempotency_key = public.fn_iu_idempotency_key(r.route_code, o.id)
             order by x.attempt_no desc limit 1) a on true
       left join lateral (
            select x.decision from public.iu_route_attempt x

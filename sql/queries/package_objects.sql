@@ -194,6 +194,7 @@ with objects (file, kind, name) as (
         ('functions/delivery_take', 'function', 'fn_iu_delivery_rows(iu_outbound_route,bigint[],bigint,bigint)'),
         ('functions/delivery_take', 'function', 'fn_iu_delivery_take(text,text[],integer[],bigint[],bigint[],bigint[],text[],bigint[],bigint)'),
         ('functions/delivery_take', 'function', 'fn_iu_delivery_hand_over(text,text[],integer[],bigint[])'),
+        ('functions/idempotency_key', 'function', 'fn_iu_idempotency_key(text,uuid)'),
         ('functions/live_routes', 'function', 'fn_iu_delivery_problems(iu_outbound_route)'),
         ('functions/live_routes', 'function', 'fn_iu_route_live(text,boolean,text,text)'),
         ('functions/live_routes', 'function', 'fn_iu_delivery_unusable(text,uuid,text[],text[],text[])'),

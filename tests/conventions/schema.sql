@@ -176,7 +176,7 @@ CREATE FUNCTION public.fn_iu_batch_call(p_cursor public.iu_route_worker_cursor, 
     SET enable_sort TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body 559e3c282b1d7b62>;
+    AS <body 362f054f035763c4>;
 
 CREATE FUNCTION public.fn_iu_batch_dead_letters(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_result public.iu_batch_result, p_given_up boolean) RETURNS public.iu_batch_result
     LANGUAGE plpgsql
@@ -187,17 +187,17 @@ CREATE FUNCTION public.fn_iu_batch_dead_letters(p_cursor public.iu_route_worker_
     SET enable_sort TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body fddf49781561443f>;
+    AS <body 79cb6cff65a7926e>;
 
 CREATE FUNCTION public.fn_iu_batch_decide(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_result public.iu_batch_result) RETURNS public.iu_batch_result
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 982a13cc388ac118>;
+    AS <body 77da3bc91cf2a892>;
 
 CREATE FUNCTION public.fn_iu_batch_enqueue(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_result public.iu_batch_result) RETURNS public.iu_batch_result
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body f830e62bf32a64ff>;
+    AS <body 60542ead9b67ffbf>;
 
 CREATE FUNCTION public.fn_iu_batch_finish(p_cursor public.iu_route_worker_cursor, p_result public.iu_batch_result, p_batch_limit integer, p_more boolean, p_past_failure boolean) RETURNS jsonb
     LANGUAGE plpgsql
@@ -213,7 +213,7 @@ CREATE FUNCTION public.fn_iu_batch_give_up(p_cursor public.iu_route_worker_curso
     SET enable_sort TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body 2079dabdae4feb30>;
+    AS <body 0ebf36ed23be48c1>;
 
 CREATE FUNCTION public.fn_iu_batch_idle(p_cursor public.iu_route_worker_cursor) RETURNS boolean
     LANGUAGE plpgsql
@@ -338,7 +338,7 @@ CREATE FUNCTION public.fn_iu_completeness_repair(p_worker_name text, p_limit int
 CREATE FUNCTION public.fn_iu_completeness_walk(a public.iu_completeness_pass, p_event_domain text, p_limit integer) RETURNS public.iu_completeness_pass
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 08accedea50d6751>;
+    AS <body f77638f8cd04e6e8>;
 
 CREATE FUNCTION public.fn_iu_core_routes_enabled() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -428,7 +428,7 @@ CREATE FUNCTION public.fn_iu_delivery_cancel(p_route_code text, p_event_ref uuid
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
-    AS <body f802ece903ab838b>;
+    AS <body e3844526a6bd2957>;
 
 CREATE FUNCTION public.fn_iu_delivery_choose(p_worker_name text, p_route_code text, p_ordered boolean, p_trials integer, p_capacity integer, p_position bigint, p_queued_id bigint, p_held_ids bigint[], p_unblocked_routes text[], p_unblocked_keys bigint[], OUT ids bigint[], OUT new_position bigint, OUT passed bigint) RETURNS record
     LANGUAGE plpgsql
@@ -467,7 +467,7 @@ WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='5000');
 CREATE FUNCTION public.fn_iu_delivery_dead_letter(d public.iu_route_delivery, p_code text, p_detail text, p_policy jsonb, p_now timestamp with time zone, p_called boolean) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body c38b833e624cfd61>;
+    AS <body aeb9ca877e7e9729>;
 
 CREATE FUNCTION public.fn_iu_delivery_due(p_worker_name text, p_route_code text, p_capacity integer, p_held_ids bigint[], p_unblocked_routes text[], p_unblocked_keys bigint[]) RETURNS bigint[]
     LANGUAGE plpgsql
@@ -603,7 +603,7 @@ CREATE FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) 
 CREATE FUNCTION public.fn_iu_delivery_rows(p_route public.iu_outbound_route, p_ids bigint[], p_bytes bigint, p_payload_max bigint) RETURNS SETOF public.iu_deliverable
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 6d9d2585e156cbb2>;
+    AS <body 8807875910826f20>;
 
 CREATE FUNCTION public.fn_iu_delivery_scheme(p_address text) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
@@ -638,12 +638,12 @@ CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p
 CREATE FUNCTION public.fn_iu_delivery_settle_failed(f public.iu_delivery_failure) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 9f4d433a30793daa>;
+    AS <body b5a829d104e33326>;
 
 CREATE FUNCTION public.fn_iu_delivery_settle_sent(p_routes text[], p_ids bigint[], p_events uuid[], p_targets text[], p_began double precision[], p_ended double precision[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 7d9fe7a8b4c401dc>;
+    AS <body b1c7f0e75ab84dcf>;
 
 CREATE FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_position bigint, OUT keys bigint[], OUT key bigint) RETURNS record
     LANGUAGE plpgsql
@@ -737,6 +737,10 @@ CREATE FUNCTION public.fn_iu_health_warnings(f public.iu_health_facts, p_cursor 
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body 964f91c97b6e9e7b>;
+
+CREATE FUNCTION public.fn_iu_idempotency_key(p_route_code text, p_event_ref uuid) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    <body d097107b3f7bf4af>;
 
 CREATE FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
@@ -923,7 +927,7 @@ WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_sca
 CREATE FUNCTION public.fn_iu_retention_releasable(p_event_ref uuid) RETURNS boolean
     LANGUAGE sql STABLE
     SET plan_cache_mode TO 'force_generic_plan'
-    <body 263ec1fe091f7380>;
+    <body 053e47af3370e54b>;
 
 CREATE FUNCTION public.fn_iu_retention_attempt_verdict(p_refusing text, p_event_ref uuid, p_idempotency_key text) RETURNS TABLE(verdict text)
     LANGUAGE sql STABLE
@@ -949,7 +953,7 @@ CREATE FUNCTION public.fn_iu_retention_plan(p_keep interval DEFAULT NULL::interv
     SET row_security TO 'off'
     SET "TimeZone" TO 'UTC'
     SET jit TO 'off'
-    AS <body cb5f225cbd463526>;
+    AS <body 5aa54041d1107d2f>;
 
 CREATE FUNCTION public.fn_iu_retention_run(p_what text, p_limit integer DEFAULT 5000, p_keep interval DEFAULT NULL::interval, p_after jsonb DEFAULT NULL::jsonb) RETURNS jsonb
     LANGUAGE plpgsql
@@ -969,7 +973,7 @@ CREATE FUNCTION public.fn_iu_retention_run_attempts(p_limit integer, p_cutoff ti
     SET enable_mergejoin TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body bfe62a462f6bee66>;
+    AS <body d55055d298397872>;
 
 CREATE FUNCTION public.fn_iu_retention_run_dead_letters(p_limit integer, p_cutoff timestamp with time zone, p_after jsonb, OUT gone bigint, OUT looked bigint, OUT after jsonb) RETURNS record
     LANGUAGE plpgsql
@@ -1022,7 +1026,7 @@ CREATE FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, 
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'on'
-    AS <body 0aea21b24fa381e2>;
+    AS <body 413e80528d09f3bd>;
 
 CREATE FUNCTION public.fn_iu_route_live(p_route_code text, p_live boolean, p_why text, p_actor text DEFAULT SESSION_USER) RETURNS jsonb
     LANGUAGE plpgsql
@@ -1639,7 +1643,7 @@ CREATE VIEW public.v_iu_completeness_missing AS
                           WHERE ((r.event_domain = o.event_domain) AND (r.event_type = o.event_type) AND (r.event_stream = o.event_stream) AND r.enabled))))) k
           WHERE (NOT (EXISTS ( SELECT
                    FROM public.iu_route_attempt a
-                  WHERE ((a.idempotency_key = ((('outbound:'::text || k.route_code) || ':'::text) || o.id)) AND (a.attempt_no = 1))))))) AS repairable
+                  WHERE ((a.idempotency_key = public.fn_iu_idempotency_key(k.route_code, o.id)) AND (a.attempt_no = 1))))))) AS repairable
    FROM ((public.iu_completeness_missing m
      JOIN public.iu_route_worker_cursor c ON ((c.worker_name = m.worker_name)))
      JOIN public.event_outbox o ON ((o.id = m.event_ref)))

@@ -82,7 +82,7 @@ def test_an_operator_can_cancel_replay_and_resolve_in_bulk(applied: Database, ro
             parts = dead_letters.cancel(operator, "queued", None, found["last_id"], "a test", None)
             assert [part async for part in parts] == [3]
             await routes.route_live(operator, "queued", live=True, why="a test", actor=None)
-            which = dead_letters.Filter(route="queued")
+            which = dead_letters.DeadLetterFilter(route="queued")
             planned = await dead_letters.plan(operator, which)
             answers = [a async for a in dead_letters.replay_all(operator, planned, which, None, "a test", None)]
             assert answers[0]["answers"] == {"queued": 3}

@@ -96,5 +96,5 @@ def test_the_application_can_still_change_its_own_tables(applied: Database, role
         "update dot_config set value = 'new' where key = 'iu_core.delivery_live_routes'",
         "delete from dot_config where key = 'mine'",
     )
-    with pytest.raises(asyncpg.CheckViolationError, match="there is no attemps"):
+    with pytest.raises(asyncpg.CheckViolationError, match="there is no setting attemps"):
         execute(app, """update iu_outbound_route set delivery_policy = '{"attemps": 3}'""")

@@ -39,7 +39,7 @@ def test_a_reader_can_run_every_query_of_the_state(applied: Database, roles: Log
             await queries.rows(reader, "list_attempts", None, None, None, 10)
             await queries.rows(reader, "list_dead_letters", True, None, None, None, None, None, None, 10)
             assert (
-                await dead_letters.page(reader, dead_letters.Filter(), resolved=False, before=None, limit=10)
+                await dead_letters.page(reader, dead_letters.DeadLetterFilter(), resolved=False, before=None, limit=10)
             ).total == 0
             assert await dead_letters.kinds(reader) == []
             await queries.rows(reader, "delivery/routes")

@@ -16,7 +16,7 @@ select count(*)
            and ($3::text is null or d.failure_code = $3)
            and ($4::timestamptz is null or d.created_at >= $4)
            and ($5::uuid is null or d.idempotency_key = any (array(
-                   select 'outbound:' || c.route_code || ':' || $5::uuid
+                   select public.fn_iu_idempotency_key(c.route_code, $5::uuid)
                      from (select r.route_code from public.iu_outbound_route r
                            union
                            select unnest(u.codes) from public.iu_completeness_pass u

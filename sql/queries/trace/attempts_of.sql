@@ -14,5 +14,5 @@ with code as (
 )
 select t.*
   from code c
-  join public.v_iu_trace_attempt t on t.idempotency_key = 'outbound:' || c.route_code || ':' || $1::uuid
+  join public.v_iu_trace_attempt t on t.idempotency_key = public.fn_iu_idempotency_key(c.route_code, $1::uuid)
  order by t.created_at, t.id
