@@ -44,7 +44,7 @@ async def maintain_partitions(
         plan = await retention.partitions(connection, keep, ahead)
         assert plan is not None
         maintainer = retention.PartitionMaintainer(connection, keep, drop=drop)
-        await maintainer.tend(plan)
+        await maintainer.apply(plan)
         return maintainer
 
 

@@ -71,7 +71,7 @@ async def test_cancelling_deliveries_of_a_paused_route_does_not_disturb_settleme
                 ]
                 scope.cancel()
             assert sum(parts) == found["count"] >= 4000
-            assert max(parts) <= letters.PART
+            assert max(parts) <= letters.MAX_PART
             assert recorder.of(SessionFailed) == []
             assert slowest < 1
         dead = await connection.fetchval("select count(*) from iu_route_dead_letter where failure_code = 'cancelled'")

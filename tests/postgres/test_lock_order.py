@@ -244,6 +244,8 @@ async def test_functions_take_row_locks_in_one_order(live, name):
 #: The empty name stands for a function on whose locks no other session can wait: it skips locked rows, or holds the
 #: lease or the cursor of its caller.
 COVERED = {
+    "fn_iu_batch_dead_letters": "run, an event given up",
+    "fn_iu_batch_enqueue": "",
     "fn_iu_breaker_success": "settle a probe that arrived",
     "fn_iu_delivery_cancel": "cancel",
     "fn_iu_delivery_dead_letter": "settle what was rejected",
@@ -254,7 +256,6 @@ COVERED = {
     "fn_iu_dead_letters_replay": "replay all",
     "fn_iu_dead_letters_resolve": "resolve",
     "fn_iu_route_dead_letter_replay": "replay, queued",
-    "fn_iu_route_worker_run": "run, an event given up",
 }
 
 

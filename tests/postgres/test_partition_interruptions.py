@@ -59,7 +59,7 @@ async def test_a_month_closed_by_an_interrupted_run_is_opened_again(partitioned)
         part = await partition_of_month(c, 4)
         oid = await c.fetchval("select $1::text::regclass::oid", part)
         await c.execute((await c.fetchrow(query("retention/retire"), oid))["close"])
-        with pytest.raises(asyncpg.CheckViolationError, match="older than the retention keeps"):
+        with pytest.raises(asyncpg.CheckViolationError, match="older than the retention policy keeps"):
             await append_event(c, 4)
         await maintain_partitions(partitioned.dsn, keep="10 years")
         await append_event(c, 4)

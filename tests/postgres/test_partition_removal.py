@@ -156,7 +156,7 @@ async def test_a_transaction_that_prevents_detaching_is_reported(partitioned, de
     It waits only for a limited time.
     """
     # Two seconds instead of the default of a minute: a longer wait proves no more.
-    monkeypatch.setattr(retention, "DETACH_MS", 2_000)
+    monkeypatch.setattr(retention, "DETACH_TIMEOUT_MS", 2_000)
     async with connected(partitioned.dsn) as c, connected(partitioned.dsn) as writer:
         if prepared and await c.fetchval("show max_prepared_transactions") == "0":
             pytest.skip("this server allows no prepared transactions")

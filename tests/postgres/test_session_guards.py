@@ -194,8 +194,8 @@ async def test_the_number_of_sessions_has_a_hard_limit(live):
             await c.fetchrow("select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()")
             for c in others
         ]
-        sessions._former._known["completeness"] += [(row["pid"], row["backend_start"]) for row in rows]
-        with pytest.raises(SessionLost, match="3 former sessions"):
+        sessions._earlier._known["completeness"] += [(row["pid"], row["backend_start"]) for row in rows]
+        with pytest.raises(SessionLost, match="3 earlier sessions"):
             await _open(sessions)
 
 

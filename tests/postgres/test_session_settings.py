@@ -94,18 +94,18 @@ async def test_a_forked_process_has_its_own_identity():
     Fails when: the identity is that of the process that made the object.
     """
     sessions = PostgresSessions(Settings())
-    consumer, former = sessions._mine
+    consumer, former = sessions._own
     read, write = os.pipe()
     with warnings.catch_warnings():
         # The warning is about threads of the test runner, which the child does not use.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
-        there, others = sessions._mine
+        there, others = sessions._own
         os.write(write, f"{there} {others is former}".encode())
         os._exit(0)
     os.waitpid(child, 0)
     there, shared = os.read(read, 100).decode().split()
 
     assert (there != str(consumer), shared) == (True, "False")
-    assert sessions._mine == (consumer, former)
+    assert sessions._own == (consumer, former)

@@ -202,7 +202,7 @@ def test_a_call_that_ignores_its_cancellation_is_abandoned(live, tmp_path, what)
             lines = [json.loads(line) for line in running.log.read_text().splitlines()]
             (line,) = [line for line in lines if line["event"] == "call abandoned: the target ignores its cancellation"]
             assert (line["route"], line["target"], line["still_running"]) == ("one", "workflow one", 1)
-            assert lines[-1]["event"].startswith("ended without waiting" if what == "thread" else "stopped")
+            assert lines[-1]["event"].startswith("process ended while" if what == "thread" else "stopped")
             # The consumer has given back its lease, so the next consumer need not suspect an unclean end.
             assert await connection.fetchval("select released from iu_delivery_lease")
 
