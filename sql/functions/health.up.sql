@@ -116,7 +116,7 @@ begin
     if f.gate_open and f.master_open and f.backlog > 0 and f.waiting_seconds > f.cadence_seconds
        and coalesce(f.unrun_seconds > 1.5 * f.cadence_seconds, true) then
         v_reasons := v_reasons || (f.backlog || ' event(s) wait, the oldest for ' || round(f.waiting_seconds::numeric)
-                                   || ' s, and no consumer routes them');
+                                   || ' s: no consumer routes them');
     end if;
     if f.gate_open then
         v_reasons := v_reasons || public.fn_iu_progress_missing(p_worker_name);

@@ -176,11 +176,11 @@ def test_an_invalid_port_is_refused(port):
 
 def test_a_place_that_does_not_exist(tmp_path):
     """A missing service, a missing file and an empty --dsn are errors, and never select another database."""
-    refused(2, "in no service file")("status", env={"PGSERVICE": "shop"})
-    refused(2, "in no service file")("status", dsn="postgresql://?service=shop")
+    refused(2, "no service file contains")("status", env={"PGSERVICE": "shop"})
+    refused(2, "no service file contains")("status", dsn="postgresql://?service=shop")
     file = tmp_path / "services"
     file.write_text("[other]\nhost=127.0.0.1\n")
-    refused(2, "in no service file", str(file))("status", env={"PGSERVICE": "shop", "PGSERVICEFILE": str(file)})
+    refused(2, "no service file contains", str(file))("status", env={"PGSERVICE": "shop", "PGSERVICEFILE": str(file)})
     refused(2, "--dsn is empty")("status", "--dsn", "")
     refused(2, "sslrootcert")("status", dsn="postgresql://127.0.0.1/x?sslmode=verify-ca&sslrootcert=/nowhere")
     file.write_text("[shop]\nhost=127.0.0.1\nport=1\npassword=hunter%2\n")

@@ -22,6 +22,8 @@ def wrong(done: Done) -> set[str]:
 
 
 FUNCTIONS = "sql/worker/009_route_worker_functions.up.sql"
+BATCH = "sql/functions/routing.up.sql"
+OWN_EVENTS = "p_cursor.own_seq := p_page.seqs[p_page.size];"
 GATE = """    if not public.fn_iu_route_worker_enabled() then
         return jsonb_build_object('status', 'worker_gate_closed', 'worker_name', p_worker_name, 'seen', 0);"""
 SEAM = """    raise exception 'delivery is not built: route % may not deliver event %', p_route_code, p_event_id
@@ -38,9 +40,9 @@ BREAKAGES = {
     "backlog view that counts what is read": (
         "   and (u.xact_id = c.own_xid and u.event_seq <= c.own_seq) is not true\n group by", " group by", {"G"},
     ),
-    "cursor that does not move": ("c.own_seq := v_seqs[v_page];", "c.own_seq := 0;", {"C"}),
+    "cursor that does not move": (OWN_EVENTS, "p_cursor.own_seq := 0;", {"C"}),
     "health that is never good": ("'healthy', cardinality(v_reasons) = 0", "'healthy', false", {"G"}),
-    "function that does not parse": ("c.own_seq := v_seqs[v_page];", "c.own_seq := no_such_column;", {"B"}),
+    "function that does not parse": (OWN_EVENTS, "p_cursor.own_seq := no_such_column;", {"B"}),
 }  # fmt: skip
 
 
@@ -54,7 +56,7 @@ def test_every_breakage_is_found_in_the_files(server, tmp_path):
         before = portrait(database.dsn)
         for name, (old, new, expected) in BREAKAGES.items():
             tree = Tree(tmp_path / name)
-            tree.edit(FUNCTIONS, old, new)
+            tree.edit(BATCH if old == OWN_EVENTS else FUNCTIONS, old, new)
             done = probe(database.dsn, env=tree.env)
             assert done.code == 1, name
             assert done.json["pass"] is False

@@ -29,7 +29,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_no_server_at_the_address(command):
     """If no server listens, every command exits with 3 and says where to look."""
-    done = refused(3, "cannot connect", "Is the server running", "--dsn")(
+    done = refused(3, "cannot connect", "Check that the server is running", "--dsn")(
         *command, dsn="postgresql://ada:hunter2@127.0.0.1:1/iu"
     )
     assert done.out == ""
@@ -67,7 +67,7 @@ def test_wrong_password(own_server, command):
     for password in ("hunter2", "p@ss/w:rd#"):
         typed = quote(password, safe="")
         dsn = urlunsplit(parts._replace(netloc=f"postgres:{typed}@{parts.hostname}:{parts.port}"))
-        done = refused(3, "password authentication failed", "Check user and password")(*command, dsn=dsn)
+        done = refused(3, "password authentication failed", "Check the user name and the password")(*command, dsn=dsn)
         assert password not in done.out + done.err
         assert typed not in done.out + done.err
 
@@ -77,7 +77,7 @@ def test_no_such_database(substrate):
     """A database that does not exist exits with 3 and its name."""
     dsn = re.sub(r"/iu_test_\w+", "/no_such_database", substrate.dsn)
     for command in ("run", "status"):
-        refused(3, '"no_such_database" does not exist', "Create it")(command, dsn=dsn)
+        refused(3, '"no_such_database" does not exist', "Create this database")(command, dsn=dsn)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_emit_against_the_closed_master_gate(substrate):
 @on_one_server
 def test_a_gate_whose_key_is_missing(substrate):
     """A gate whose key is missing is closed, and cannot be opened before apply has created the key."""
-    refused(1, "missing from dot_config", "iu-listen apply")("gate", "open", "worker", dsn=substrate.dsn)
+    refused(1, "missing in dot_config", "iu-listen apply")("gate", "open", "worker", dsn=substrate.dsn)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------
