@@ -22,7 +22,7 @@
 --
 -- kind: repeatable
 -- needs: 008
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 -- A page is limited in events, but its cost is its attempts, one for each route of an event. If events go to more than
 -- ten routes, the page is shortened in advance, before a deadline is exceeded.

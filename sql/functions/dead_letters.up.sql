@@ -1,8 +1,9 @@
--- Dead-letter replay in bulk, resolving many dead letters, and cancelling many deliveries.
+-- Dead-letter replay in bulk, resolving many dead letters, and cancelling many deliveries. The replay of one dead letter
+-- is fn_iu_route_dead_letter_replay (009).
 --
 -- Each function handles one bounded part in its own transaction and answers where that part ended; the caller continues
--- from there. So progress can be shown, an interruption leaves the rest unchanged, and no part holds a lock for longer
--- than a second.
+-- from there. So progress can be shown, and an interruption leaves the rest unchanged. No part begins another row after
+-- one second; only a slow SQL function of a route makes a part longer.
 --
 -- Lock order, for every function that locks rows of more than one of these tables (docs/why/delivery.md):
 --
@@ -15,7 +16,7 @@
 -- kind: repeatable
 -- needs: 008, 011, 012, functions/delivery_switches, functions/event_snapshot, functions/trace_ids, functions/idempotency_key
 -- calls: 009, functions/routing, functions/sql_targets
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 -- Cancel -------------------------------------------------------------------------------------------------
 
@@ -138,8 +139,8 @@ comment on function public.fn_iu_dead_letters_open(
 
 -- Replay -------------------------------------------------------------------------------------------------
 
--- Dead letters of a route that queues are queued in one statement. All others are decided one by one, by the replay of
--- 009, until one second has passed.
+-- If the target of a route is called after the commit, its dead letters become deliveries, in one statement. Dead letters
+-- of other routes are decided one by one by fn_iu_route_dead_letter_replay, until one second has passed.
 create or replace function public.fn_iu_dead_letters_replay(
     p_route_code text, p_failure_code text, p_since timestamptz, p_event_ref uuid, p_subject text, p_actor text,
     p_until timestamptz, p_after_at timestamptz, p_after_id uuid, p_limit integer default 1000)

@@ -7,8 +7,8 @@
 -- The lease ends when its holder releases it, when it was not renewed in time, or when the session of its holder has
 -- ended; so after a kill -9 no consumer has to wait until the lease expires. A holder that has lost only its session
 -- must be able to notice that before another consumer takes the lease. Therefore a consumer that wants the lease asks
--- twice, and names in the second request the holder without a session at the first. Setting the clock back does
--- not prolong a lease.
+-- twice. If the holder had no session at the first request, the second request names that holder, and gets the lease if
+-- the holder is still the same. Setting the clock back does not prolong a lease.
 --
 -- A lease that ended without being released may mean that a delivery has ended the process of its holder (a
 -- segmentation fault, lack of memory, a call that blocks the event loop for longer than the lease). For some time the

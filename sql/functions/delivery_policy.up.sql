@@ -1,5 +1,5 @@
 -- The delivery policy of a route: its retry policy (attempts, backoff, deadline), concurrency and order, with defaults
--- and checks, and the options of targets.
+-- and checks, and the options of targets. functions/delivery_settle computes the time of the next attempt.
 --
 -- kind: repeatable
 -- needs: base (iu_outbound_route)

@@ -5,7 +5,7 @@
 -- is renewed.
 --
 -- Times are given as ages in seconds, because the clocks of consumers are not trusted. The lease is renewed in the same
--- transaction, so a consumer that has lost it settles nothing. The lock order is described in 024.
+-- transaction, so a consumer that has lost it settles nothing. The lock order is described in functions/dead_letters.
 --
 -- kind: repeatable
 -- needs: 008, 012, functions/circuit_breaker, functions/delivery_lease, functions/delivery_policy, functions/event_snapshot, functions/idempotency_key
@@ -127,7 +127,7 @@ begin
                failed_at = v_now, failure_code = f.code, failure_detail = f.detail
          where x.route_code = f.route_code and x.id = f.id;
     end if;
-    -- This comes after the delivery and the dead letter because of the lock order (024).
+    -- This comes after the delivery and the dead letter because of the lock order (functions/dead_letters).
     insert into public.iu_route_attempt
         (event_ref, route_kind, route_code, status, decision, delivered, failure_code, idempotency_key, attempt_no,
          route_count, traceparent, batch_xact_id, target, created_at, finished_at)
@@ -271,7 +271,7 @@ begin
                    g.traceparent, g.batch_xact_id, g.target, v_now - g.began * interval '1 second',
                    v_now - g.ended * interval '1 second'
               from gone g
-             -- The subquery makes the update of the dead letters come before the attempts: the lock order of 024.
+             -- The subquery makes the update of the dead letters come before the attempts: the lock order of functions/dead_letters.
              where (select count(*) from resolved) >= 0;
             return;
         exception when unique_violation then

@@ -42,7 +42,8 @@ comment on function public.fn_iu_delivery_first(text, bigint) is
     'The first delivery of a subject. If the subject has no delivery: the first one of the next subject.';
 
 -- Deliveries of a route that may go on: those whose subject was unblocked by the settlement of the delivery before them,
--- and those that are due again.
+-- those that are due again, and those whose failure lies in the future because the clock was set back. due_at is null for
+-- a delivery that was never attempted, and infinity for a replay that waits for its turn.
 create or replace function public.fn_iu_delivery_due(
     p_worker_name text, p_route_code text, p_capacity integer, p_held_ids bigint[], p_unblocked_routes text[],
     p_unblocked_keys bigint[])

@@ -3,7 +3,7 @@
 -- kind: repeatable
 -- needs: 021, functions/outbox_position
 -- calls: 009, 010, 012, functions/completeness, functions/delivery_status, functions/metrics, functions/monitoring
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 -- Facts --------------------------------------------------------------------------------------------------
 

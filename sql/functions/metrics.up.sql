@@ -3,7 +3,7 @@
 --
 -- kind: repeatable
 -- needs: 008, 009, 012, 014, 017, functions/traces
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 create or replace view public.v_iu_trace_lag as
 select t.name, greatest(n.last_id - f.id + 1, 0) as items, f.created_at as since,

@@ -9,7 +9,7 @@
 -- kind: repeatable
 -- needs: 008, 021, functions/outbox_position, functions/trace_ids, functions/idempotency_key
 -- calls: 012, functions/batch_failure, functions/delivery_switches, functions/event_snapshot, functions/sql_targets
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 -- Errors -------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 -- locks: nothing that other sessions use
 
 -- A target of this kind is a function of the database: allowed by name, with one signature, run with the rights of the
--- consumer. It runs in the transaction of the batch, under a savepoint of 009: its writes and the attempt that records
+-- consumer. It runs in the transaction of the batch, under a savepoint of fn_iu_batch_call: its writes and the attempt that records
 -- the call are committed together. Its deferred constraints are checked before the next event, because at the commit
 -- they would make the whole batch fail.
 create or replace function public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb)

@@ -1,7 +1,7 @@
 -- Which files of this package were applied here, and from which text.
 --
 -- needs: nothing
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 create table public.iu_migration (
     name         text         not null,

@@ -1,7 +1,7 @@
 -- The two tables of the worker: its position (cursor) and the events that it gave up (dead letters).
 --
 -- needs: 005
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 create table public.iu_route_worker_cursor (
     worker_name          text         not null,

@@ -5,7 +5,7 @@
 -- kind: repeatable
 -- needs: 005, 006, 007, 008, 021, functions/outbox_position, functions/trace_ids
 -- calls: 012, functions/batch_failure, functions/dead_letters, functions/delivery_switches, functions/health, functions/routing
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 -- Gate ---------------------------------------------------------------------------------------------------
 

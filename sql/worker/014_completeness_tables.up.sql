@@ -1,7 +1,7 @@
 -- The tables of the completeness check (functions/completeness): its position, and the events that lack attempts.
 --
 -- needs: nothing
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 create table public.iu_completeness_pass (
     worker_name   text         not null,

@@ -1,7 +1,7 @@
 -- The policies of retention (functions/retention). Every policy is disabled until an operator enables it.
 --
 -- needs: nothing
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 -- A table instead of keys in dot_config: an interval that PostgreSQL has parsed is always valid, and the right to set a
 -- policy does not include the right to change other settings.

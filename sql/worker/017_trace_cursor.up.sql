@@ -7,7 +7,7 @@
 -- once.
 --
 -- needs: nothing
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 create table public.iu_trace_cursor (
     name             text         not null,

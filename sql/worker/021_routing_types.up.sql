@@ -1,7 +1,7 @@
 -- The types of the values that the steps of a batch (functions/routing) and of health (functions/health) pass on.
 --
 -- needs: 008
--- locks: nothing that exists
+-- locks: nothing that other sessions use
 
 create type public.iu_batch_routes as (
     routes     public.iu_outbound_route[],

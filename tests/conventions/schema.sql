@@ -638,12 +638,12 @@ CREATE FUNCTION public.fn_iu_delivery_settle(p_worker_name text, p_owner uuid, p
 CREATE FUNCTION public.fn_iu_delivery_settle_failed(f public.iu_delivery_failure) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body b5a829d104e33326>;
+    AS <body ae6eb14cde9eecae>;
 
 CREATE FUNCTION public.fn_iu_delivery_settle_sent(p_routes text[], p_ids bigint[], p_events uuid[], p_targets text[], p_began double precision[], p_ended double precision[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body b1c7f0e75ab84dcf>;
+    AS <body a09a20bd44b7731b>;
 
 CREATE FUNCTION public.fn_iu_delivery_sweep(p_worker_name text, p_route_code text, p_key bigint, p_position bigint, OUT keys bigint[], OUT key bigint) RETURNS record
     LANGUAGE plpgsql
@@ -731,7 +731,7 @@ CREATE FUNCTION public.fn_iu_health_facts(p_cursor public.iu_route_worker_cursor
 CREATE FUNCTION public.fn_iu_health_progress(f public.iu_health_facts, p_worker_name text) RETURNS text[]
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 578c1051deb6af7c>;
+    AS <body 4314dbeea110a862>;
 
 CREATE FUNCTION public.fn_iu_health_warnings(f public.iu_health_facts, p_cursor public.iu_route_worker_cursor) RETURNS jsonb
     LANGUAGE plpgsql STABLE

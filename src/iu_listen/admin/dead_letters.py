@@ -218,7 +218,8 @@ def no_such_dead_letter(id: UUID) -> ConfigurationError:
 async def cancel_plan(connection: Connection, route: str, event: UUID | None) -> Row:
     """The deliveries that a cancellation would end (count, last_id, oldest_at, newest_at), and the route's state.
 
-    The state consists of the columns paused_by and known.
+    The state consists of the columns paused_by (why the route is paused; null: it is not, or it does not exist) and
+    known (whether the route exists).
     """
     return (await queries.rows(connection, "delivery/cancel_plan", route, event))[0]
 

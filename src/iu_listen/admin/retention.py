@@ -1,4 +1,4 @@
-"""Removes old rows in batches, and old partitions of the outbox. The SQL in file 016 decides which may be removed."""
+"""Removes old rows in batches, and old partitions of the outbox. sql/functions/retention decides which."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ async def only_run(connection: Connection) -> AsyncIterator[str | None]:
 async def batches(
     connection: Connection, what: str, keep: str | None, limit: int, pause: float, deadline: float
 ) -> AsyncGenerator[Row, None]:
-    """Run batches until nothing is left to remove; yields the answer of each batch.
+    """Run batches until the end of the rows that are old enough; yields the answer of each batch.
 
     Args:
         connection: The session.
-        what: One of WHAT.
+        what: One of POLICY_NAMES.
         keep: Interval that is kept; None: as the policy says.
         limit: Largest number of rows of a batch.
         pause: Pause after a batch that removed rows, in seconds. It leaves time to vacuum and to producers.
@@ -241,7 +241,7 @@ class PartitionMaintainer:
 
 
 async def set_policy(connection: Connection, what: str, keep: str | None) -> Row:
-    """Set the policy for one of WHAT; ``keep`` None switches it off."""
+    """Set the policy for one of POLICY_NAMES; ``keep`` None switches it off."""
     with translate_driver_errors():
         row = await connection.fetchrow(query("retention/set_policy"), what, keep)
     assert row is not None

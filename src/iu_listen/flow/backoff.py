@@ -1,4 +1,6 @@
-"""Exponential backoff with full jitter.
+"""Exponential backoff with full jitter, for sessions that are opened again.
+
+The retry policy of deliveries has its own backoff, fn_iu_delivery_backoff in SQL.
 
 Source: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. The jitter prevents consumers that lost
 their database at the same moment from reconnecting at the same moment.

@@ -255,7 +255,7 @@ class ConsumerLoop:
         return self._wake_policy.armed
 
     async def _check_missed_notification(self, batch: Batch) -> None:
-        """Report a lost wake-up: an armed consumer found events by its catch-up poll.
+        """Report a missed notification: an armed consumer found events by its catch-up poll.
 
         The notification may only be late, so wait LATE_NOTIFICATION seconds for it first.
         """

@@ -191,7 +191,7 @@ class TargetProvider(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Close all targets that were found."""
+        """Close all targets that find() has returned, in bounded time."""
 
 
 class DeliveryStore(Protocol):

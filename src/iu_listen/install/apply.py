@@ -155,8 +155,9 @@ async def _roll_back_run(connection: Connection, before: Package) -> str:
 
 
 async def _applied_state(connection: Connection) -> str:
+    """The number of applied files, and the commands to go on or to go back."""
     done = len((await package_state(connection)).recorded)
     return (
-        f"{done} of {len(package_files())} files are applied, and inert. `iu-listen apply` continues, "
-        "`iu-listen probe` proves them, `iu-listen rollback` removes them."
+        f"{done} of {len(package_files())} files are applied; they change nothing until the gate is opened. To "
+        "go on: `iu-listen apply`. To test them: `iu-listen probe`. To remove them: `iu-listen rollback --yes`."
     )

@@ -165,7 +165,7 @@ class Tally:
 
     Attributes:
         events: Number of events that were read.
-        wakes: Number of batches by the name of their Wake, and of lost wake-ups by the name ``lost``.
+        wakes: Number of batches by the name of their Wake, and of missed notifications by the name ``lost``.
         last_wake: Reason of the last batch; None: there was no batch.
         last_wake_at: Time of the last batch, in UTC; None: there was no batch.
     """
