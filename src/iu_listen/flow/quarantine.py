@@ -98,9 +98,13 @@ class Quarantine:
             if not await session.record_in_flight(in_flight):
                 return False
             self._written = in_flight
-        if chosen is not None and chosen.delivery.route in routes:
-            self._calls.only_id = chosen.delivery.id
-            routes[chosen.delivery.route].waiting.appendleft(chosen)
+        # It leaves the waiting deliveries only now: if its id could not be written, it is chosen again. It may
+        # have been given back meanwhile.
+        if chosen is not None and chosen in self._waiting:
+            self._waiting.remove(chosen)
+            if chosen.delivery.route in routes:
+                self._calls.only_id = chosen.delivery.id
+                routes[chosen.delivery.route].waiting.appendleft(chosen)
         return True
 
     def _choose(self) -> TakenDelivery | None:
@@ -111,7 +115,7 @@ class Quarantine:
         if only_id == CallExecutor.NO_DELIVERY and not self._waiting:
             self._calls.only_id = None
         elif only_id == CallExecutor.NO_DELIVERY and not any(self._calls.running()):
-            return self._waiting.popleft()
+            return self._waiting[0]
         return None
 
     def _in_flight(
