@@ -197,8 +197,9 @@ def _print_plan(preflight: PreflightResult, apply_options: ApplyOptions) -> None
         output.line(f"Closed gates: {closed}. {changed}")
     elif apply_options.plan:
         pending = preflight.package.pending if preflight.package else ()
+        replaced = preflight.package.changed if preflight.package else ()
         for migration in pending:
-            if preflight.package and migration in preflight.package.changed:
+            if migration in replaced:
                 output.line(f"would apply again {migration.name}: changed")
                 continue
             locks = migration.header("locks")

@@ -82,7 +82,8 @@ class Package:
     @property
     def pending(self) -> tuple[Migration, ...]:
         """The files to apply, in order: those that are not recorded, and the changed repeatable files."""
-        return in_order(m for m in package_files() if m.name not in self.recorded or m in self.changed)
+        changed = self.changed
+        return in_order(m for m in package_files() if m.name not in self.recorded or m in changed)
 
     @property
     def changed(self) -> tuple[Migration, ...]:
@@ -127,8 +128,9 @@ class Package:
             m.name for m in package_files()
             if m.header("transaction") == "none" or (m.repeatable and applied)
         }  # fmt: skip
+        changed = self.changed
         for o in self.objects:
-            if o.file in self.recorded and not o.present and known[o.file] not in self.changed:
+            if o.file in self.recorded and not o.present and known[o.file] not in changed:
                 found.append(f"half applied: {o.kind} {o.name} of {o.file} is missing")
             if o.file not in self.recorded and o.present and o.file not in tolerated:
                 found.append(f"half applied: {o.kind} {o.name} exists, but {o.file} is not recorded")
