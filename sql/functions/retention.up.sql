@@ -95,8 +95,8 @@ comment on function public.fn_iu_retention_domains(timestamptz) is
 --   open_dead_letter        it is an open dead letter, or an attempt of one
 --   not_released            the completeness check lists its event, or another reader still needs it
 --
--- These functions have no SET clause, so the planner inlines them where they are called in FROM; and a SQL-standard body,
--- whose names are bound when they are created.
+-- These functions have no SET clause, so the planner inlines them where they are called in FROM. Their bodies have the
+-- form of the SQL standard, so their names are bound when they are created.
 
 create or replace function public.fn_iu_retention_event_verdict(
     p_refusing text, p_cursors public.iu_route_worker_cursor[], p_cutoff timestamptz,

@@ -17,7 +17,7 @@ import pytest
 from iu_listen.embedded import Server, binaries
 from iu_listen.embedded.keeper import Record
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another account")
 
 
 # A command that uses the server of IU_LISTEN_DATA_DIR, reports it, and ends when its input ends.
