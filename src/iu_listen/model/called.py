@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 #: URL schemes of brokers, with the name of each system in OpenTelemetry.
 BROKER_SYSTEMS: Final[Mapping[str, str]] = {
@@ -24,6 +24,21 @@ DEFAULT_PORTS: Final[Mapping[str, int]] = {
 }  # fmt: skip
 #: Longest text, in characters. Longer texts are cut off.
 MAX_CALLED_CHARS: Final = 500
+
+
+def split_address(address: str) -> SplitResult:
+    """The parts of an address whose ``netloc`` may be a list of servers: ``scheme://host[:port][,host[:port]…]/path``.
+
+    ``urlsplit`` alone does not suffice: in some versions of Python it refuses an IPv6 address in a list.
+
+    Raises:
+        ValueError: A bracket of a server is not closed, or does not contain an IPv6 address.
+    """
+    scheme, separator, rest = address.partition("://")
+    servers = re.split("[/?#]", rest, maxsplit=1)[0]
+    for server in servers.split(","):
+        urlsplit(f"//{server}")
+    return urlsplit(f"{scheme}{separator}{rest.removeprefix(servers)}")._replace(netloc=servers)
 
 
 def called(kind: str, reference: str, options: Mapping[str, Any]) -> str:
@@ -42,7 +57,7 @@ def _called(kind: str, reference: str, method: str, stream: str) -> str:
     if kind != "external_endpoint":
         return f"{kind} {reference}"[:MAX_CALLED_CHARS]
     try:
-        parts = urlsplit(reference)
+        parts = split_address(reference)
     except ValueError:
         return ""
     address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

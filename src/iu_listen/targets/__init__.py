@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from iu_listen.flow.ports import Target
+from iu_listen.model.called import split_address
 from iu_listen.model.errors import ConfigurationError, safe_message
 from iu_listen.model.secrets import Secrets, entries
 from iu_listen.targets.guard import Guard
@@ -127,7 +127,7 @@ def scheme_of(address: str) -> str:
         ConfigurationError: The address cannot be parsed.
     """
     try:
-        return urlsplit(address).scheme
+        return split_address(address).scheme
     except ValueError:
         raise ConfigurationError(
             "the address cannot be parsed: a bracket is not closed, or does not contain an IPv6 address", _ADDRESS

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 
+from iu_listen.model.called import split_address
 from iu_listen.model.delivery import DeliveryError, Failed, Unavailable
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.secrets import Secret, Secrets, read_ca
@@ -78,7 +79,7 @@ def read_address(address: str, port: int, query: Iterable[str] = ()) -> BrokerAd
             'Use the options "user": "name" and "password": "env:NAME". Write any other @ as %40.',
         )
     try:
-        parts = urlsplit(address)
+        parts = split_address(address)
         servers = [(one.hostname or "", one.port or port) for one in map(urlsplit, _each(parts.netloc))]
         found = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
     except ValueError:
