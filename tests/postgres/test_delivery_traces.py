@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import anyio
 import pytest
 
 from iu_listen.model.delivery import Failed
 from iu_listen.model.spans import attempt_span, attempt_spans, batch_link, call_span, event_span, letter_span
 from postgres.delivery_helpers import ROUTE, RecordingTarget, add_route, delivering, open_route, wait_until_settled
-from support import connected, insert_event, run_batch
+from support import connected, insert_event, run_batch, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -62,7 +61,12 @@ async def test_the_span_of_an_event_ends_before_its_attempts_begin(live):
     async with connected(live.dsn) as connection:
         await open_route(connection)
         await add_route(connection, "second")
-        slow = RecordingTarget(lambda _: anyio.sleep(0.02))
+
+        async def one_is_settled() -> bool:
+            async with connected(live.dsn) as other:
+                return bool(await other.fetchval("select count(*) from iu_route_attempt where status = 'sent'"))
+
+        slow = RecordingTarget(lambda _: wait_until(one_is_settled, "the delivery of the other route is settled"))
         async with delivering(live.dsn, RecordingTarget().target(), slow.target("second")):
             await insert_event(connection)
             await wait_until_settled(connection)
