@@ -173,6 +173,19 @@ def test_what_needs_a_person_says_what_to_do():
     assert all("iu-listen " in line["hint"] for line in lines)
 
 
+@pytest.mark.parametrize("session", ["listener", "worker"])
+def test_listening_is_logged_again_after_the_listener_session_has_ended(session):
+    """The consumer logs that it listens once, and again after its listener session, or the worker session, was lost.
+
+    Fails when: the loss of the worker session does not count, although it ends the listener session as well.
+    """
+    observer = LogObserver()
+    with capture_logs() as lines:
+        for observation in (Listening(1), Listening(1), SessionFailed(session, "lost", 0.1), Listening(1)):
+            observer.observe(observation)
+    assert [line["event"] for line in lines] == ["listening", "session failed", "listening"]
+
+
 def test_json_is_one_object_a_line_on_stderr(capsys):
     """With log_format json each line on stderr is one object with level, time and text, and stdout stays empty."""
     configure("json")

@@ -228,7 +228,8 @@ class LogObserver:
             case MetricsTaken() | MetricsFailed():
                 pass
             case SessionFailed(session, why, retry_in):
-                if session == "listener":
+                # The end of the worker session ends the listener session as well.
+                if session in ("listener", "worker"):
                     self._last_logged.pop("listening", None)
                 if self._is_news(session, why):
                     log.warning("session failed", session=session, why=why, retry_in_s=round(retry_in, 2))
