@@ -92,7 +92,7 @@ comment on function public.fn_iu_delivery_lease_renew(text, uuid, boolean) is
     'Part of fn_iu_delivery_settle; uses its planner settings. Renews the delivery lease of a worker. p_settles: the '
     'transaction settles deliveries. False: the caller does not have the lease.';
 
-create or replace function public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[])
+create or replace function public.fn_iu_delivery_record_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[])
 returns boolean
 language plpgsql
 set search_path = pg_catalog, pg_temp
@@ -105,7 +105,7 @@ begin
     return found;
 end
 $$;
-comment on function public.fn_iu_delivery_in_flight(text, uuid, text[], bigint[]) is
+comment on function public.fn_iu_delivery_record_in_flight(text, uuid, text[], bigint[]) is
     'Records the deliveries that the lease holder is about to attempt. False: the caller does not have the lease.';
 
 create or replace function public.fn_iu_delivery_release(p_worker_name text, p_owner uuid)

@@ -144,8 +144,8 @@ declare
     v_count    bigint;
     v_detail   text;
 begin
-    select count(*), string_agg(h.words, '; ') into v_count, v_detail
-      from public.fn_iu_lease_holders(726003, p_cursor.worker_name) h where h.stranger;
+    select count(*), string_agg(h.description, '; ') into v_count, v_detail
+      from public.fn_iu_lease_holders(726003, p_cursor.worker_name) h where h.unauthorized;
     if v_count > 0 then
         v_warnings := v_warnings || jsonb_build_object('code', 'foreign_lease', 'figure', v_count, 'detail', v_detail);
     end if;
@@ -242,4 +242,4 @@ begin
 end
 $$;
 comment on function public.fn_iu_health_condition(public.iu_health_facts) is
-    'The state of a worker in one word (condition), and the reason (condition_why); 009 lists the words.';
+    'The state of a worker in one word (condition), and the reason (condition_why).';

@@ -146,7 +146,7 @@ comment on function public.fn_iu_trace_reanchor(uuid, pg_snapshot, boolean, xid8
 
 -- Reanchor -----------------------------------------------------------------------------------------------
 --
--- No session waits for a reanchor. It takes no lock on event_outbox, because a snapshot separates the writers equally
+-- No session waits for a reanchor. It takes no lock on event_outbox, because a snapshot separates the producers equally
 -- well. v_now is taken first and becomes the new prev: an event that commits later has a stamp that v_now does not
 -- show, and is read once. Events that committed before are visible to the UPDATE, whose snapshot is later:
 --

@@ -22,30 +22,31 @@ comment on view public.v_iu_worker_health is
 -- Leases -------------------------------------------------------------------------------------------------
 
 -- Any role that may connect can take an advisory lock, and a session can choose any application_name. It cannot choose
--- its role: a role without the rights for the work of this lease is a stranger, and its lock does not count as a lease.
+-- its role: the lock of a role that has no rights for the work of this lease does not count as a lease.
 create or replace function public.fn_iu_lease_holders(p_key integer, p_name text)
-returns table (pid integer, stranger boolean, words text)
+returns table (pid integer, unauthorized boolean, description text)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select a.pid, r.stranger,
+    select a.pid, r.unauthorized,
            format('pid %s, %s%s%s', a.pid, coalesce(nullif(a.application_name, ''), 'unnamed'),
                   coalesce(', from ' || host(a.client_addr), ''),
-                  case when r.stranger then ', of role ' || coalesce(a.usename, '?') || ', which has no right to do this work' end)
+                  case when r.unauthorized
+                       then ', of role ' || coalesce(a.usename, '?') || ', which has no right to do this work' end)
       from pg_catalog.pg_locks l
       join pg_catalog.pg_stat_activity a on a.pid = l.pid
      cross join lateral (
            select (has_column_privilege(a.usesysid, to_regclass('public.iu_route_worker_cursor'), 'prev', 'UPDATE')
                    or has_column_privilege(a.usesysid, to_regclass('public.iu_trace_cursor'), 'prev', 'UPDATE')
-                   or has_table_privilege(a.usesysid, to_regclass('public.event_outbox'), 'DELETE')) is not true) r(stranger)
+                   or has_table_privilege(a.usesysid, to_regclass('public.event_outbox'), 'DELETE')) is not true) r(unauthorized)
      where l.locktype = 'advisory' and l.granted and l.objsubid = 2
        and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database())
        and l.classid::bigint = p_key and l.objid = (hashtext(p_name)::bigint & 4294967295)::oid
 $$;
 comment on function public.fn_iu_lease_holders(integer, text) is
-    'The sessions that hold the advisory lock (p_key, hash of p_name), and whether each is a stranger: its role has '
-    'no rights for the work of this lease.';
+    'The sessions that hold the advisory lock (p_key, hash of p_name), and whether the role of each is unauthorized: '
+    'it has no rights for the work of this lease.';
 
 -- Blockers -----------------------------------------------------------------------------------------------
 --
@@ -88,7 +89,7 @@ ours as (
       from pg_catalog.pg_locks l
       join sessions s on s.pid = l.pid
      where l.locktype = 'advisory' and l.granted and l.objsubid = 2 and l.database = (select h.oid from here h)
-       -- Writers hold 726001 shared while they commit; that belongs to the protocol of the bell.
+       -- Producers hold 726001 shared while they commit; that belongs to the protocol of the bell.
        and (l.classid::bigint in (726002, 726003) or l.classid::bigint = 726001 and l.mode = 'ExclusiveLock')),
 horizon as (
     select 'session' as kind, s.pid, null::text as name, s.application_name, s.datname::text as datname, s.state,

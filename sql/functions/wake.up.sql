@@ -6,23 +6,23 @@
 
 --
 -- NOTIFY takes a lock on the whole cluster until the commit is flushed, so commits that notify are serialized.
--- Therefore writers notify only while a consumer is idle. An idle consumer holds advisory lock (726001, slot) EXCLUSIVE
--- in its listener session (it is armed). A writer may omit the notification only if it gets every slot SHARED for its
--- transaction. Transaction locks are released after the commit is visible. So "a consumer is armed" and "a writer has
+-- Therefore producers notify only while a consumer is idle. An idle consumer holds advisory lock (726001, slot) EXCLUSIVE
+-- in its listener session (it is armed). A producer may omit the notification only if it gets every slot SHARED for its
+-- transaction. Transaction locks are released after the commit is visible. So "a consumer is armed" and "a producer has
 -- omitted the notification and is not visible yet" exclude each other: a consumer that gets its lock and then looks
 -- once more at the outbox has missed nothing. The proof with all interleavings is in docs/why/bell.md. Only try-locks
 -- are used, so neither side ever waits.
 --
---   * Deferred: the locks are requested at commit and not held during the writer's whole transaction.
+--   * Deferred: the locks are requested at commit and not held during the producer's whole transaction.
 --   * A row trigger, because a statement trigger does not fire for a direct insert into a partition.
---   * PREPARE TRANSACTION fails after NOTIFY, and would keep the locks in the prepared transaction. Such a writer
+--   * PREPARE TRANSACTION fails after NOTIFY, and would keep the locks in the prepared transaction. Such a producer
 --     sends no notification; its events are found by the catch-up poll. It is recognized only by the text of the
 --     statement, so a role that uses SET CONSTRAINTS IMMEDIATE before PREPARE must opt out: ALTER ROLE ... SET
 --     iu.no_bell = on. A replication worker has no statement text; it sends none if a subscription has two_phase,
 --     because it may prepare.
---   * A full NOTIFY queue fails the writer. From half full on, no notification is sent, and the catch-up poll works.
---   * A domain that no worker reads has no consumer to wake: its writers take no lock, because a held lock keeps the
---     consumers of other domains from being armed. Domain iu always has a worker, so its writers do not check.
+--   * A full NOTIFY queue fails the producer. From half full on, no notification is sent, and the catch-up poll works.
+--   * A domain that no worker reads has no consumer to wake: its producers take no lock, because a held lock keeps the
+--     consumers of other domains from being armed. Domain iu always has a worker, so its producers do not check.
 --   * One armed consumer is enough reason to notify, so the first refused slot decides.
 create or replace function public.fn_iu_ring_bell()
 returns trigger

@@ -4,6 +4,6 @@
 -- $1 int   first key of the lease
 -- $2 text  worker
 
-select string_agg(h.words, '; ' order by h.stranger, h.pid) as words,
-       coalesce(bool_and(h.stranger), false) as strangers
+select string_agg(h.description, '; ' order by h.unauthorized, h.pid) as description,
+       coalesce(bool_and(h.unauthorized), false) as all_unauthorized
   from public.fn_iu_lease_holders($1, $2) h

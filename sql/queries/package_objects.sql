@@ -159,7 +159,7 @@ with objects (file, kind, name) as (
         ('functions/delivery_guards', 'function', 'fn_iu_delivery_list_guard()'),
         ('functions/delivery_lease', 'function', 'fn_iu_delivery_lease(text,uuid,double precision,boolean,uuid)'),
         ('functions/delivery_lease', 'function', 'fn_iu_delivery_release(text,uuid)'),
-        ('functions/delivery_lease', 'function', 'fn_iu_delivery_in_flight(text,uuid,text[],bigint[])'),
+        ('functions/delivery_lease', 'function', 'fn_iu_delivery_record_in_flight(text,uuid,text[],bigint[])'),
         ('functions/delivery_lease', 'function', 'fn_iu_delivery_lease_renew(text,uuid,boolean)'),
         ('functions/delivery_policy', 'function', 'fn_iu_delivery_scheme(text)'),
         ('functions/delivery_policy', 'function', 'fn_iu_delivery_options(text)'),

@@ -1,6 +1,6 @@
 -- One dead letter with all columns; and the number of later events of its domain about the same subject.
 --
--- There is no index by subject, because every writer would have to maintain it. So the next events are searched through
+-- There is no index by subject, because every producer would have to maintain it. So the next events are searched through
 -- event_outbox_order_idx, up to a bound; newer_looked_at is the number of events that were searched.
 --
 -- $1 uuid  dead letter

@@ -9,7 +9,7 @@
 
 -- Position -----------------------------------------------------------------------------------------------
 
--- CACHE must stay 1. With a larger cache a session could draw a low number late, and the numbers of two writers of one
+-- CACHE must stay 1. With a larger cache a session could draw a low number late, and the numbers of two producers of one
 -- subject would no longer follow the order in which they held its row lock.
 create sequence public.event_outbox_event_seq as bigint cache 1;
 comment on sequence public.event_outbox_event_seq is

@@ -1,7 +1,7 @@
 -- The indexes of the cursor, and the numbers of events that are older than the cursor.
 --
 -- needs: 005
--- locks: ROW EXCLUSIVE for the numbering, SHARE UPDATE EXCLUSIVE for the indexes: writers are not blocked
+-- locks: ROW EXCLUSIVE for the numbering, SHARE UPDATE EXCLUSIVE for the indexes: producers are not blocked
 -- transaction: none
 
 -- Events of the worker's domain that were written before 005 get numbers below zero, in the order of created_at, the

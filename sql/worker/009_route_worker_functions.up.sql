@@ -35,7 +35,7 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    raise exception 'delivery is not built: route % may not deliver event %', p_route_code, p_event_id
+    raise exception 'the target kind of route % cannot be delivered to: event % was not delivered', p_route_code, p_event_id
         using errcode = 'feature_not_supported',
               hint = 'Set the route back to dry run: iu-listen route disable, or dry_run = true.';
 end

@@ -6,7 +6,7 @@
 
 -- Bell ---------------------------------------------------------------------------------------------------
 
--- Every writer checks with its own rights whether a domain has a worker; the domains are not confidential.
+-- Every producer checks with its own rights whether a domain has a worker; the domains are not confidential.
 grant select (event_domain) on public.iu_route_worker_cursor to public;
 
 -- WHEN is evaluated for each row. The setting iu.bell remembers the domains for which this transaction has queued the

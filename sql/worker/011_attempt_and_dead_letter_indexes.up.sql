@@ -5,7 +5,7 @@
 -- batch is small; bench/drain.py measures it.
 --
 -- needs: 007, 008
--- locks: SHARE UPDATE EXCLUSIVE: writers are not blocked
+-- locks: SHARE UPDATE EXCLUSIVE: producers are not blocked
 -- transaction: none
 
 -- "if exists": an interrupted CREATE INDEX CONCURRENTLY leaves an invalid index behind.

@@ -2,7 +2,7 @@
 -- the circuit breaker; and the triggers that replace the safety check of routes.
 --
 -- needs: functions/delivery_guards
--- locks: iu_outbound_route exclusively, dot_config against writers, briefly, to create a trigger and a check
+-- locks: iu_outbound_route exclusively, dot_config against producers, briefly, to create a trigger and a check
 
 -- Switches -----------------------------------------------------------------------------------------------
 --

@@ -26,7 +26,7 @@ BATCH = "sql/functions/routing.up.sql"
 OWN_EVENTS = "p_cursor.own_seq := p_page.seqs[p_page.size];"
 GATE = """    if not public.fn_iu_route_worker_enabled() then
         return jsonb_build_object('status', 'worker_gate_closed', 'worker_name', p_worker_name, 'seen', 0);"""
-SEAM = """    raise exception 'delivery is not built: route % may not deliver event %', p_route_code, p_event_id
+SEAM = """    raise exception 'the target kind of route % cannot be delivered to: event % was not delivered', p_route_code, p_event_id
         using errcode = 'feature_not_supported',
               hint = 'Set the route back to dry run: iu-listen route disable, or dry_run = true.';"""
 

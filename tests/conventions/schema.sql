@@ -501,12 +501,6 @@ CREATE FUNCTION public.fn_iu_delivery_hand_over(p_worker_name text, p_routes tex
     SET jit TO 'off'
     AS <body 44182fb14c4a7f27>;
 
-CREATE FUNCTION public.fn_iu_delivery_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) RETURNS boolean
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET row_security TO 'off'
-    AS <body affe8c253da25ab5>;
-
 CREATE FUNCTION public.fn_iu_delivery_interrupted(p_routes text[], p_ids bigint[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -593,6 +587,12 @@ CREATE FUNCTION public.fn_iu_delivery_queued_routes(p_routes public.iu_outbound_
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body d35270bd37ed3caa>;
+
+CREATE FUNCTION public.fn_iu_delivery_record_in_flight(p_worker_name text, p_owner uuid, p_routes text[], p_ids bigint[]) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
+    AS <body affe8c253da25ab5>;
 
 CREATE FUNCTION public.fn_iu_delivery_release(p_worker_name text, p_owner uuid) RETURNS void
     LANGUAGE sql
@@ -736,7 +736,7 @@ CREATE FUNCTION public.fn_iu_health_progress(f public.iu_health_facts, p_worker_
 CREATE FUNCTION public.fn_iu_health_warnings(f public.iu_health_facts, p_cursor public.iu_route_worker_cursor) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 964f91c97b6e9e7b>;
+    AS <body 037ed52e90a00207>;
 
 CREATE FUNCTION public.fn_iu_idempotency_key(p_route_code text, p_event_ref uuid) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
@@ -747,10 +747,10 @@ CREATE FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) RETURNS
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body 5003279e34ec7bf3>;
 
-CREATE FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) RETURNS TABLE(pid integer, stranger boolean, words text)
+CREATE FUNCTION public.fn_iu_lease_holders(p_key integer, p_name text) RETURNS TABLE(pid integer, unauthorized boolean, description text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 36249c4147aa4d0e>;
+    AS <body 3fe043866302097a>;
 
 CREATE FUNCTION public.fn_iu_metrics(p_worker_name text) RETURNS TABLE(worker_name text, what text, part text, figure double precision)
     LANGUAGE sql STABLE
@@ -1020,7 +1020,7 @@ CREATE FUNCTION public.fn_iu_route_dead_letter_replay(p_dead_letter_id uuid, p_a
 CREATE FUNCTION public.fn_iu_route_deliver(p_route_code text, p_event_id uuid, p_event jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 1453713ff80f623d>;
+    AS <body 8cc0c34a73267981>;
 
 CREATE FUNCTION public.fn_iu_route_dispatch(p_route_code text, p_event_id uuid, p_event jsonb) RETURNS text
     LANGUAGE plpgsql

@@ -74,7 +74,7 @@ async def test_it_looks_once_more_after_arming_and_only_then_sleeps():
         assert world.calls == calls
 
 
-async def test_what_commits_silently_just_before_arming_is_found_by_that_look():
+async def test_an_event_that_commits_without_a_notification_just_before_arming_is_found():
     """An event that commits without NOTIFY just before the consumer arms is routed at once, not by the catch-up poll.
 
     Fails when: the batch after arm() is taken out.
@@ -104,7 +104,7 @@ async def test_a_ring_wakes_it_at_once():
         assert anyio.current_time() - now == pytest.approx(world.batch_seconds)
 
 
-async def test_a_ring_during_a_look_is_not_lost():
+async def test_a_ring_during_a_batch_is_not_lost():
     """If a notification arrives while a batch runs, after its snapshot, the event is routed right after that batch.
 
     Fails when: the notification is cleared after the batch instead of before it.
@@ -193,7 +193,7 @@ async def test_while_arming_is_refused_it_keeps_looking():
         await sleep_sets_in(world)
 
 
-async def test_a_lost_bell_is_said_once_and_polled_around():
+async def test_a_missed_notification_is_reported_once_and_found_by_polling():
     """A lost listener session is reported once and replaced by polling; a new one causes a batch at once after LISTEN.
 
     Fails when: the batch after LISTEN is taken out.
@@ -251,8 +251,8 @@ async def test_where_listening_cannot_work_it_polls_and_says_why_once():
         await sleep_sets_in(world)
 
 
-async def test_a_lost_wake_is_told_from_a_late_ring():
-    """A catch-up poll that finds events without a notification reports a lost wake-up,
+async def test_a_missed_notification_is_told_from_a_late_one():
+    """A catch-up poll that finds events without a notification reports a missed notification,
     unless one comes within LATE_NOTIFICATION.
 
     Fails when: the wait for a late notification is taken out, or the report.

@@ -1,4 +1,4 @@
-"""The progress of the sweep of a route, and the freed subjects, both of which are kept between two queries."""
+"""The progress of the sweep of a route, and the unblocked subjects, both of which are kept between two queries."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_was_passed_first_is_searched_first():
 
 
 def test_subjects_are_asked_for_once_and_as_far_as_there_is_room():
-    """A subject that is freed twice is requested once; subjects that do not fit are requested later.
+    """A subject that is unblocked twice is requested once; subjects that do not fit are requested later.
 
     Fails when: keys are kept twice, or are removed without being requested.
     """
@@ -156,7 +156,7 @@ async def test_a_sweep_takes_a_part_at_a_time_and_rests():
 @pytest.mark.anyio
 @pytest.mark.parametrize("held", ["", "breaker_open", "dead_letter_budget", "delivery_gate_closed"])
 async def test_a_route_is_searched_when_what_is_found_may_begin(held):
-    """A route is not swept while a switch pauses it, it has no target, or freed subjects still wait to be requested.
+    """A route is not swept while a switch pauses it, it has no target, or unblocked subjects still wait to be requested.
 
     A route that waits for a trial delivery is swept: a delivery that was never attempted may end its pause.
 

@@ -207,7 +207,7 @@ async def test_a_switch_that_closes_during_a_batch_stops_the_next_event(live, cl
             "is not on the list of functions",
         ),
         ("update iu_outbound_route set target_ref = 'arrive'", "is not on the list of functions"),
-        ("update iu_outbound_route set target_kind = 'vector'", "delivery is not built"),
+        ("update iu_outbound_route set target_kind = 'vector'", "cannot be delivered to"),
     ],
 )
 async def test_only_an_allowed_function_is_called(live, setup, why):

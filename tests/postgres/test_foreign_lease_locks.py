@@ -71,7 +71,7 @@ async def test_a_lock_of_a_foreign_session_is_no_lease(live, stranger):
 
             async def held() -> bool:
                 return await connection.fetchval(
-                    "select count(*) = 1 from fn_iu_lease_holders($1, $2) where not stranger", LEASE_KEY, WORKER
+                    "select count(*) = 1 from fn_iu_lease_holders($1, $2) where not unauthorized", LEASE_KEY, WORKER
                 )
 
             await wait_until(held, "the consumer holds the lock")

@@ -198,8 +198,8 @@ async def test_a_consumer_of_another_domain_is_woken(live):
             assert not seen.of(NotificationMissed)
 
 
-async def test_a_disabled_trigger_is_reported_as_a_lost_wake_up(live):
-    """With the trigger disabled the catch-up poll finds the event, and reports a lost wake-up.
+async def test_a_disabled_trigger_is_reported_as_a_missed_notification(live):
+    """With the trigger disabled the catch-up poll finds the event, and reports a missed notification.
 
     Fails when: the report is taken out.
     """

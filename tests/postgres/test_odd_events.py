@@ -56,10 +56,10 @@ async def test_a_decided_event_is_not_delivered_after_a_reset(live):
         assert await connection.fetchval("select count(*) from iu_route_dead_letter") == 0
 
 
-async def test_a_backlog_without_a_notification_is_one_lost_wake_up(live):
-    """A backlog of several pages without a notification is one lost wake-up.
+async def test_a_backlog_without_a_notification_is_one_missed_notification(live):
+    """A backlog of several pages without a notification is one missed notification.
 
-    Fails when: every page of it waits for a late notification and reports a lost wake-up.
+    Fails when: every page of it waits for a late notification and reports a missed notification.
     """
     async with connected(live.dsn) as connection:
         await connection.execute("alter table event_outbox disable trigger zz_event_outbox_bell")

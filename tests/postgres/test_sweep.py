@@ -49,12 +49,12 @@ async def park(connection: asyncpg.Connection, count: int, subjects: int = 1, *,
 
 
 async def take(
-    connection: asyncpg.Connection, after: int = 0, freed: Sequence[tuple[str, int]] = ()
+    connection: asyncpg.Connection, after: int = 0, unblocked: Sequence[tuple[str, int]] = ()
 ) -> tuple[TakeResult, RouteState, int]:
     """Take after this position; return the supply, the state of the route and the number of rows read."""
     session = DeliverySession(connection, connection, Settings(), uuid4())
     before = await rows_read(connection, DELIVERIES)
-    supply = await session.take([TakeRequest(route=ROUTE, capacity=50, position=after, deadline=1)], [], freed)
+    supply = await session.take([TakeRequest(route=ROUTE, capacity=50, position=after, deadline=1)], [], unblocked)
     return supply, supply.routes[0], await rows_read(connection, DELIVERIES) - before
 
 
@@ -162,8 +162,8 @@ async def test_the_first_delivery_of_a_subject_is_found_by_one_row(live, planned
         id, key = await connection.fetchrow("select id, subject_key from iu_route_delivery order by id desc limit 1")
         first = id - 1
 
-        async def gives_the_first(after: int, freed: Sequence[tuple[str, int]] = ()) -> None:
-            supply, _, read = await take(connection, after, freed)
+        async def gives_the_first(after: int, unblocked: Sequence[tuple[str, int]] = ()) -> None:
+            supply, _, read = await take(connection, after, unblocked)
             assert [t.delivery.id for t in supply.taken] == [first]
             assert read < 50
 
@@ -272,7 +272,7 @@ async def test_a_subject_unblocked_by_another_session_continues(live, monkeypatc
 async def test_a_subject_continues_when_its_next_delivery_fits(live, monkeypatch):
     """If the next delivery of a subject exceeds `prefetch_bytes`, it is taken when other deliveries have ended.
 
-    Fails when: a freed subject is requested only once, regardless of the answer.
+    Fails when: a unblocked subject is requested only once, regardless of the answer.
     """
     monkeypatch.setattr(sweep, "SWEEP_INTERVAL", math.inf)
     ended = anyio.Event()
@@ -438,9 +438,9 @@ async def test_a_sweep_ignores_deliveries_after_the_position(live):
 
 
 async def test_trial_deliveries_alternate_between_new_and_failed_ones(live):
-    """Trial deliveries alternate between new deliveries and one that has failed, also if subjects were freed.
+    """Trial deliveries alternate between new deliveries and one that has failed, also if subjects were unblocked.
 
-    Fails when: a freed subject comes first in every turn.
+    Fails when: a unblocked subject comes first in every turn.
     """
     async with connected(live.dsn) as connection:
         await open_route(connection, order="subject")

@@ -176,7 +176,7 @@ async def foreign_session(environment: Environment) -> AsyncIterator[asyncpg.Con
 @fault("a foreign session holds the lock of the lease", bound=2 * SESSION_TIMEOUT + RECONNECT_MAX)
 async def foreign_lease_lock(environment: Environment) -> AsyncIterator[None]:
     """Another role gets the lock of the lease when the lease holder's session ends; then a row represents the lease."""
-    mine = "select exists (select from fn_iu_lease_holders($1, $2) where stranger = $3)"
+    mine = "select exists (select from fn_iu_lease_holders($1, $2) where unauthorized = $3)"
     async with foreign_session(environment) as stranger:
         environment.notes["no lock"] = True
         try:

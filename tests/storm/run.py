@@ -40,7 +40,7 @@ from support import WORKER
 
 #: Size of the filesystem for the data, in megabytes; unused space takes no room on the real disk.
 DISK = 16_000
-#: Required ratio of wake-ups by NOTIFY to lost wake-ups.
+#: Required ratio of wake-ups by NOTIFY to missed notifications.
 MIN_NOTIFY_RATIO = 5
 #: Time after a fault during which an event may be late because of it, in seconds.
 DISTURBANCE = 2.0
@@ -317,7 +317,7 @@ class Storm:
         # Some wake-ups are lost by design: the bell is disabled for a while, and PREPARE TRANSACTION sends no NOTIFY.
         lost, rung = report.wakes.get("lost", 0), report.wakes.get("notify", 0)
         if lost * MIN_NOTIFY_RATIO > rung:
-            failures.append(f"too many lost wake-ups: {lost} were lost, and {rung} came by NOTIFY")
+            failures.append(f"too many missed notifications: {lost} were lost, and {rung} came by NOTIFY")
         if self.plan.strict:
             failures += [
                 f"{name}: recovery took {f['max']} s, and the bound is {f['bound']} s"

@@ -144,8 +144,8 @@ def test_what_fails_is_counted(kept):
     }
 
 
-def test_lost_wakes_are_counted(kept):
-    """Each lost wake-up counts one, for any number of events."""
+def test_missed_notifications_are_counted(kept):
+    """Each missed notification counts one, for any number of events."""
     observer, read = kept
     observer.observe(NotificationMissed(DEFAULT_WORKER, 5))
     observer.observe(NotificationMissed(DEFAULT_WORKER, 1))

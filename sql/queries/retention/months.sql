@@ -3,7 +3,7 @@
 -- rest.
 --
 -- A partition is created as a plain table and then attached: CREATE TABLE ... PARTITION OF would block all readers and
--- writers.
+-- producers.
 --
 -- Months are computed in UTC. timestamptz + interval '1 month' would be computed in the time zone of the session, where
 -- the month ends at another time.

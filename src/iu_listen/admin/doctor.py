@@ -227,8 +227,8 @@ async def _path(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
 
 async def _lease(connection: Connection, worker: str) -> Finding:
     (row,) = await queries.rows(connection, "lease_holder", LEASE_KEY, worker)
-    holder = row["words"]
-    if row["strangers"]:
+    holder = row["description"]
+    if row["all_unauthorized"]:
         hint = "Consumers ignore that lock. End the session: select pg_terminate_backend(pid)"
         return Finding("fail", "lease", f"a foreign session holds the lock of the lease: {holder}", hint)
     return Finding("ok", "lease", f"held by {holder}" if holder else "free: no consumer is active")

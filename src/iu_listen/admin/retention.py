@@ -61,7 +61,7 @@ async def only_run(connection: Connection) -> AsyncIterator[str | None]:
     else:
         # The lock ends with the session, at the end of the command. A lock that a foreign role holds is ignored.
         (row,) = await queries.rows(connection, "take_lease", RETENTION_KEY, RETENTION_LOCK_NAME)
-        yield None if row["mine"] or row["strangers"] else row["words"]
+        yield None if row["mine"] or row["all_unauthorized"] else row["description"]
 
 
 async def batches(

@@ -148,7 +148,7 @@ def _print_workers(workers: list[queries.Row]) -> None:
 
 def _print_consumers(consumers: list[queries.Row]) -> None:
     output.table(
-        ("consumer", "worker", "state", "heartbeat", "woken by", "last wake-up", "events", "lost wake-ups"),
+        ("consumer", "worker", "state", "heartbeat", "woken by", "last wake-up", "events", "missed notifications"),
         (
             (f"{c['host']}:{c['pid']}", c["worker_name"],
              output.mark(not c["silent"], c["state"], f"{c['state']}, silent"), output.ago(c["beat_at"]),

@@ -63,12 +63,14 @@ def humane(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    number = ord(character)
+    """A character as the shortest escape of a Python string that exists for it."""
+    code = ord(character)
     if character in "\t\n\r":
         return {"\t": r"\t", "\n": r"\n", "\r": r"\r"}[character]
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _json_escaped(character: str) -> str:
+    """A character as one or two JSON escapes, which name its UTF-16 code units."""
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))

@@ -201,8 +201,8 @@ class DeliverySession:
             Whether the consumer still holds the delivery lease.
         """
         held: bool = await ask(
-            self._taker, self._settings.deadline, query("delivery/in_flight"), self._settings.worker, self._consumer,
-            [route for route, _ in pairs], [id for _, id in pairs],
+            self._taker, self._settings.deadline, query("delivery/record_in_flight"),
+            self._settings.worker, self._consumer, [route for route, _ in pairs], [id for _, id in pairs],
         )  # fmt: skip
         return held
 

@@ -66,8 +66,8 @@ class WorkerLease:
                 self.held_as_row = False
                 await ask(self._connection, settings.deadline, query("delivery/release"), self._row, self._consumer)
             return None
-        if not row["strangers"]:
-            return described(row["words"])
+        if not row["all_unauthorized"]:
+            return described(row["description"])
         answer = await ask(
             self._connection, settings.deadline, query("delivery/lease"),
             self._row, self._consumer, settings.session_timeout, False, self._gone_holder,
@@ -78,7 +78,7 @@ class WorkerLease:
         self._gone_holder = lease.holder if lease.holder_gone else None
         if lease.held:
             return None
-        return f"consumer {lease.holder}, although a foreign role holds the lock: {described(row['words'])}"
+        return f"consumer {lease.holder}, although a foreign role holds the lock: {described(row['description'])}"
 
     @property
     def _row(self) -> str:

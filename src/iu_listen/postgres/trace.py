@@ -54,8 +54,8 @@ class TraceSession:
         if not self._connection.pooled:
             (row,) = await self._rows("take_lease", TRACE_KEY, self._name)
             # A lock that a foreign role holds is ignored. Two readers would then share the pages and lose none.
-            if not row["mine"] and not row["strangers"]:
-                return described(row["words"])
+            if not row["mine"] and not row["all_unauthorized"]:
+                return described(row["description"])
         await ask(self._connection, self._deadline, query("trace/register"), self._name)
         return None
 

@@ -5,4 +5,4 @@
 -- $3 text[]    routes
 -- $4 bigint[]  ids
 
-select public.fn_iu_delivery_in_flight($1, $2, $3, $4)
+select public.fn_iu_delivery_record_in_flight($1, $2, $3, $4)
