@@ -76,10 +76,10 @@ class InFlightLedger:
     def add(self, taken: TakenDelivery) -> None:
         """Add a delivery that was taken."""
         self._deliveries[taken.delivery.id] = taken
-        load = self._loads.setdefault(taken.delivery.route, Load())
+        load, size = self._loads.setdefault(taken.delivery.route, Load()), taken.bytes
         load.deliveries += 1
-        load.bytes += taken.bytes
-        self.bytes += taken.bytes
+        load.bytes += size
+        self.bytes += size
         if taken.delivery.attempt > 1:
             self._retried.add(taken.delivery.id)
 
@@ -97,10 +97,10 @@ class InFlightLedger:
         taken = self._deliveries.pop(id, None)
         if taken is None:
             return False
-        load = self._loads[taken.delivery.route]
+        load, size = self._loads[taken.delivery.route], taken.bytes
         load.deliveries -= 1
-        load.bytes -= taken.bytes
-        self.bytes -= taken.bytes
+        load.bytes -= size
+        self.bytes -= size
         if not load.deliveries:
             del self._loads[taken.delivery.route]
         return True
