@@ -18,6 +18,7 @@ import asyncpg
 
 from iu_listen import embedded
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
 
 #: Emits so many events in one statement.
@@ -40,7 +41,7 @@ def database(major: int = embedded.DEFAULT_MAJOR, *, tcp: bool = False) -> Itera
 async def _prepare(dsn: str) -> None:
     async with session(dsn, name="bench") as connection:
         await migrate.apply_base(connection)
-        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+        await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
         await connection.execute(
             "update public.dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'"
         )

@@ -19,6 +19,7 @@ import uvloop
 from clusters import cluster
 from iu_listen import embedded
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
 from support import apply_partitioned_base, open_gate
 
@@ -77,7 +78,7 @@ class TestServer:
                 async with session(self.dsn(name), name="tests") as connection:
                     await (apply_partitioned_base if kind == "partitioned" else migrate.apply_base)(connection)
                     if kind != "base":
-                        state = await migrate.package_state(connection)
+                        state = await package_state(connection)
                         await migrate.apply_files(connection, state.pending, {}, lambda _: None)
 
             asyncio.run(fill())

@@ -15,6 +15,7 @@ import asyncpg
 from iu_listen.app import PostgresSessions
 from iu_listen.flow.consumer import ConsumerLoop
 from iu_listen.install import migrate
+from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.model.observation import BatchRan, Listening, Observation, Stopped
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.session import Connection, session
@@ -65,9 +66,9 @@ async def connected(dsn: str) -> AsyncIterator[asyncpg.Connection]:
 async def apply_package(dsn: str) -> None:
     """Apply the whole package, and IU Core if it is missing; open the worker gate."""
     async with session(dsn, name="tests") as connection:
-        if await migrate.missing_base_objects(connection):
+        if await missing_base_objects(connection):
             await migrate.apply_base(connection)
-        await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+        await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
     await open_gate(dsn)
 
 

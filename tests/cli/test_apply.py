@@ -26,6 +26,7 @@ from cli.command import (
 )
 from iu_listen import embedded
 from iu_listen.install import migrate
+from iu_listen.install.package import SEED_FILES
 from iu_listen.postgres.session import session
 from iu_listen.postgres.sqlfiles import package_files, query
 
@@ -49,7 +50,7 @@ def apart() -> dict[str, set[str]]:
     """The other objects of the package by kind: all except those of the seed's files (tests/conventions checks that list)."""
     objects: dict[str, set[str]] = {}
     for file, kind, name in re.findall(r"\('(\S+)', '(\w+)', '([^']+)'\)", query("package_objects")):
-        if file not in migrate.SEED_FILES:
+        if file not in SEED_FILES:
             objects.setdefault(kind, set()).add(name)
     return objects
 

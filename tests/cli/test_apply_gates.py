@@ -204,7 +204,7 @@ def test_3_no_password_in_the_process_list(substrate, tmp_path):
         ("applied", "delete from iu_migration where name like '%/008%'", "worker/008_route_worker_substrate"),
         (
             "applied",
-            "insert into iu_migration (name, checksum) values ('worker/999_later', repeat('0', 64))",
+            "insert into iu_migration (name, checksum, schema_version) values ('worker/999_later', repeat('0', 64), '1.0')",
             "worker/999_later is recorded, but this version of iu-listen does not know it",
         ),
     ],
@@ -282,9 +282,12 @@ def test_5_a_rollback_is_missing(substrate, tmp_path, file):
 
 
 def test_6_the_worker_gate_is_open(live):
-    """Gate 6 is closed while the worker gate is open."""
+    """Gate 6 lets an installed package keep an open worker gate, and gate 8 then runs no probe."""
     with unchanged(live.dsn):
-        closed_alone(6, apply(live.dsn), "the worker gate is open", "iu-listen gate close worker")
+        done = apply(live.dsn)
+    assert done.code == 0, done.out + done.err
+    assert done.json["gates"][5]["evidence"] == "an upgrade keeps the gates: the worker gate is open"
+    assert done.json["gates"][7]["evidence"].startswith("not run beside an open worker gate")
 
 
 def test_6_open_before_the_package(substrate):
@@ -317,7 +320,7 @@ def test_6_nothing_to_disable_with(substrate, tmp_path):
 
 @pytest.mark.parametrize("kind", ["substrate", "applied"])
 def test_7_a_route_that_delivers(server, kind, request):
-    """Gate 7 is closed when an enabled route is not a dry run, and names the route."""
+    """Gate 7 names an enabled route that is not a dry run; only before the first apply, the gate is closed then."""
     dsn = request.getfixturevalue(kind).dsn
     execute(
         dsn,
@@ -326,7 +329,12 @@ def test_7_a_route_that_delivers(server, kind, request):
             update iu_outbound_route set dry_run = false where route_code = '{ROUTE}'""",
     )
     with unchanged(dsn):
-        closed_alone(7, apply(dsn), f"enabled routes that are not dry runs: {ROUTE}", "dry_run")
+        done = apply(dsn)
+    if kind == "applied":
+        assert done.json["gates"][6]["evidence"] == f"an upgrade keeps the live routes: {ROUTE}"
+        assert done.json["gates"][6]["pass"]
+    else:
+        closed_alone(7, done, f"enabled routes that are not dry runs: {ROUTE}", "dry_run")
 
 
 def test_7_the_check_alone(substrate):

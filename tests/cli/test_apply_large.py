@@ -11,6 +11,7 @@ import pytest
 from cli.command import execute, rows, run, value
 from iu_listen.install import migrate
 from iu_listen.install import preflight as gates
+from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
 from support import connected
 
@@ -152,7 +153,7 @@ def test_numbering_goes_on_where_it_was_interrupted(substrate):
                 raise LookupError
 
         async with session(substrate.dsn, name="test") as connection:
-            pending = (await migrate.package_state(connection)).pending
+            pending = (await package_state(connection)).pending
             with pytest.raises(LookupError):
                 await migrate.apply_files(connection, pending, {}, lambda _: None, progress=interrupt)
         async with connected(substrate.dsn) as admin:
@@ -160,7 +161,7 @@ def test_numbering_goes_on_where_it_was_interrupted(substrate):
                 r["id"]: r["event_seq"] for r in await admin.fetch("select * from event_outbox where event_seq < 0")
             }
         async with session(substrate.dsn, name="test") as connection:
-            state = await migrate.package_state(connection)
+            state = await package_state(connection)
             assert not state.drift()
             assert state.pending[0].number == "006"
             await migrate.apply_files(connection, state.pending, {}, lambda _: None, progress=interrupt)

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from iu_listen import embedded
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
 
 #: The major version whose pg_dump writes the file; dumps differ between versions.
@@ -58,7 +59,7 @@ async def migrated(dsn: str) -> None:
     """Apply the base and the package to an empty database."""
     async with session(dsn, name="schema") as connection:
         await migrate.apply_base(connection)
-        state = await migrate.package_state(connection)
+        state = await package_state(connection)
         await migrate.apply_files(connection, state.pending, {}, lambda _: None)
 
 

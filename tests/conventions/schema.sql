@@ -1346,11 +1346,13 @@ CREATE SEQUENCE public.iu_emit_refused_seq
 CREATE TABLE public.iu_migration (
     name text NOT NULL,
     checksum text NOT NULL,
+    schema_version text NOT NULL,
     applied_at timestamp with time zone DEFAULT now() NOT NULL,
     applied_by text DEFAULT SESSION_USER NOT NULL,
     duration_ms integer DEFAULT 0 NOT NULL,
     evidence jsonb DEFAULT '{}'::jsonb NOT NULL,
-    CONSTRAINT iu_migration_checksum_chk CHECK ((checksum ~ '^[0-9a-f]{64}$'::text))
+    CONSTRAINT iu_migration_checksum_chk CHECK ((checksum ~ '^[0-9a-f]{64}$'::text)),
+    CONSTRAINT iu_migration_schema_version_chk CHECK ((schema_version ~ '^[0-9]{1,6}[.][0-9]{1,6}$'::text))
 );
 
 CREATE TABLE public.iu_outbox_home (

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from iu_listen.install import migrate
+from iu_listen.install.package import Package, package_state
 from iu_listen.postgres.session import session
 from iu_listen.postgres.sqlfiles import Migration, all_files, package_files, sql_root
 from support import connected
@@ -85,9 +86,9 @@ def test_the_list_of_objects_is_what_the_files_make(substrate):
     async def both() -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
         before = await _catalog(substrate.dsn)
         async with session(substrate.dsn, name="test") as connection:
-            state = await migrate.package_state(connection)
+            state = await package_state(connection)
             await migrate.apply_files(connection, state.pending, {}, lambda _: None)
-            state = await migrate.package_state(connection)
+            state = await package_state(connection)
         listed = {(o.kind, o.name) for o in state.present if o.kind != "row"}
         return await _catalog(substrate.dsn) - before, listed
 
@@ -363,7 +364,7 @@ def test_the_state_of_the_package_is_read_from_each_file_once(monkeypatch):
 
     Fails when: the changed files are determined again for each file.
     """
-    package = migrate.Package((), {m.name: m.checksum for m in package_files()})
+    package = Package((), {m.name: m.checksum for m in package_files()})
     compared = []
     checksum = Migration.checksum.fget
     monkeypatch.setattr(Migration, "checksum", property(lambda m: compared.append(m.name) or checksum(m)))

@@ -10,7 +10,7 @@ import asyncio
 
 from conftest import Database
 from deploy.role_helpers import CONSUMER, GRANTED_PRIVILEGES, GROUPS, OPERATOR, ROLES, Logins, allowed, execute
-from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from support import connected
 
 #: Statements that a role without EXECUTE may not execute.
@@ -77,7 +77,7 @@ def test_group_roles_own_nothing_and_cannot_log_in(applied: Database, roles: Log
                 assert not await owner.fetchval(
                     "select count(*) from pg_shdepend where refobjid = $1::regrole and deptype = 'o'", role
                 )
-            package = await migrate.package_state(owner)
+            package = await package_state(owner)
             # A new table, view or function of the package must be considered in roles.sql.
             unknown = [
                 o.name for o in package.objects

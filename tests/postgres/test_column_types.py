@@ -13,6 +13,7 @@ import pytest
 from cli.command import run
 from iu_listen.admin.doctor import examine
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state, unsupported_base_types
 from iu_listen.postgres.session import session
 from postgres.delivery_helpers import RecordingTarget, attempts, delivering, open_route, wait_until_settled
 from support import WORKER, attempted, connected, insert_event, open_gate, wait_until
@@ -59,7 +60,7 @@ async def test_deliveries_work_with_varchar_and_timestamp_columns(substrate, tab
     async with connected(substrate.dsn) as connection:
         await retype(connection, table, OF_A_MAPPER[table].items())
         async with session(substrate.dsn, name="test") as migrator:
-            await migrate.apply_files(migrator, (await migrate.package_state(migrator)).pending, {}, lambda _: None)
+            await migrate.apply_files(migrator, (await package_state(migrator)).pending, {}, lambda _: None)
         await open_gate(substrate.dsn)
         await open_route(connection)
         first = await insert_event(connection)
@@ -81,7 +82,7 @@ async def test_a_payload_of_type_json_is_delivered(substrate):
                    alter safe_payload drop default, alter safe_payload type json"""
         )
         async with session(substrate.dsn, name="test") as migrator:
-            await migrate.apply_files(migrator, (await migrate.package_state(migrator)).pending, {}, lambda _: None)
+            await migrate.apply_files(migrator, (await package_state(migrator)).pending, {}, lambda _: None)
         await open_gate(substrate.dsn)
         await open_route(connection)
         async with delivering(substrate.dsn, recording.target()):
@@ -110,7 +111,7 @@ async def test_apply_and_doctor_refuse_an_unsupported_column_type(substrate, col
     async with connected(substrate.dsn) as connection:
         await connection.execute(f"alter table {table} alter {name} drop default, alter {name} type {ODD[column]}")
     async with session(substrate.dsn, name="test") as asking:
-        odd = await migrate.unsupported_base_types(asking)
+        odd = await unsupported_base_types(asking)
         assert len(odd) == 1
         assert odd[0].startswith(f"{column} has type ")
         found = {f.what: f for f in await examine(asking, WORKER)}

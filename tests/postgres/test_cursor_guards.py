@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
 from iu_listen.postgres.sqlfiles import query
 from support import WORKER, attempted, connected, drain, insert_event, open_gate, run_batch, wait_until
@@ -143,7 +144,7 @@ async def test_events_older_than_the_package_are_read_first(substrate):
                 "update event_outbox set created_at = now() - make_interval(days => $2) where id = $1", event, age
             )
     async with session(substrate.dsn, name="tests") as connection:
-        state = await migrate.package_state(connection)
+        state = await package_state(connection)
         await migrate.apply_files(connection, state.pending, {}, lambda _: None)
     await open_gate(substrate.dsn)
     async with connected(substrate.dsn) as worker:
@@ -162,7 +163,7 @@ async def test_events_older_than_the_package_can_be_skipped(substrate):
         for _ in range(3):
             await insert_event(writer)
         async with session(substrate.dsn, name="tests") as connection:
-            await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+            await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
         await open_gate(substrate.dsn)
         await insert_event(writer)
         async with late.transaction():
@@ -199,7 +200,7 @@ async def test_the_package_is_applied_beside_running_producers(substrate):
             tasks.start_soon(write)
         await wait_until(lambda: enough(100), "writers write")
         async with session(substrate.dsn, name="tests") as connection:
-            await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+            await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
         reached = len(written)
         await wait_until(lambda: enough(reached + 100), "writers go on")
         over.set()

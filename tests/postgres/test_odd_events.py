@@ -6,6 +6,7 @@ import anyio
 import pytest
 
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.model.observation import BatchRan, NotificationMissed
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
@@ -107,13 +108,13 @@ async def test_an_old_snapshot_does_not_fail_the_apply(substrate, monkeypatch):
         await transaction.start()
         await reader.fetchval("select count(*) from dot_config")
         async with session(substrate.dsn, name="apply") as connection:
-            state = await migrate.package_state(connection)
+            state = await package_state(connection)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(migrate.apply_files, connection, state.pending, {}, lambda _: None)
                 await wait_until(lambda: admin.fetchval(waits), "the index build waits")
                 since = "select clock_timestamp() - query_start > interval '0.3 s' from pg_stat_activity where wait_event_type = 'Lock'"
                 await wait_until(lambda: admin.fetchval(since), "it has waited longer than the short timeout")
                 await transaction.rollback()
-            after = await migrate.package_state(connection)
+            after = await package_state(connection)
 
     assert after.complete

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.install.verify import verify
 from iu_listen.postgres.session import session
 from iu_listen.postgres.sqlfiles import base_files, query
@@ -79,7 +80,7 @@ async def test_partitions_by_another_key_are_not_changed(empty):
             create trigger trg_event_outbox_type_validate before insert on event_outbox
                 for each row execute function fn_event_type_validate();
         """)
-        await migrate.apply_files(c, (await migrate.package_state(c)).pending, {}, lambda _: None)
+        await migrate.apply_files(c, (await package_state(c)).pending, {}, lambda _: None)
         maintainer = await maintain_partitions(empty.dsn, ahead=3)
         assert (maintainer.done, len(maintainer.held)) == ([], 1)
         assert "not by range of created_at" in maintainer.held[0]["why"]

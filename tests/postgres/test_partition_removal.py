@@ -9,6 +9,7 @@ import pytest
 
 from iu_listen.admin import retention
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
 from postgres.partition_helpers import (
     KEEP,
@@ -48,7 +49,7 @@ async def test_an_old_and_read_month_is_removed_as_a_whole(partitioned, drop, de
             async with session(partitioned.dsn, name="test") as s:
                 await s.execute("set search_path = public")
                 await open_gate(partitioned.dsn, "false")
-                await migrate.roll_back_files(s, (await migrate.package_state(s)).to_roll_back, lambda _: None)
+                await migrate.roll_back_files(s, (await package_state(s)).to_roll_back, lambda _: None)
 
 
 async def test_a_month_with_an_unread_event_is_kept(partitioned):

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.install.probe import run_probe
 from iu_listen.install.verify import verify
 from iu_listen.model.routing import CHANNEL
@@ -28,7 +29,7 @@ async def test_the_package_is_applied_and_verified(partitioned):
     async with session(partitioned.dsn, name="test") as c:
         await c.execute("set search_path = public")
         assert [check for check in await verify(c, live=True) if not check.passed] == []
-        assert (await migrate.package_state(c)).complete
+        assert (await package_state(c)).complete
         indexes = await c.fetch(
             """select i.indrelid::regclass::text as part, count(*) as n from pg_index i
                 where i.indisvalid and i.indexrelid::regclass::text ~ '^event_outbox.*(tick|order)_idx' group by 1"""
@@ -42,7 +43,7 @@ async def test_an_interrupted_index_is_built_again(empty):
     async with session(empty.dsn, name="test") as c:
         await c.execute("set search_path = public")
         await apply_partitioned_base(c)
-        pending = (await migrate.package_state(c)).pending
+        pending = (await package_state(c)).pending
         files = {m.number: m for m in pending}
         await migrate.apply_files(c, pending[: pending.index(files["006"])], {}, lambda _: None)
         leaf = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
 from postgres.retention_helpers import (
     add_worker,
@@ -222,7 +223,7 @@ async def test_events_older_than_the_package_are_removed_after_reading(substrate
         await c.execute("set search_path = public")
         for days in (100, 99, 98):
             await old_event(c, f"now() - interval '{days} days'")
-        await migrate.apply_files(c, (await migrate.package_state(c)).pending, {}, lambda _: None)
+        await migrate.apply_files(c, (await package_state(c)).pending, {}, lambda _: None)
         await open_gate(substrate.dsn)
         assert await remove(c) == 0
         assert await drain(c) == 3

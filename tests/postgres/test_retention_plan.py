@@ -7,6 +7,7 @@ import random
 import pytest
 
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.install.verify import verify
 from iu_listen.postgres.session import session
 from postgres.retention_helpers import add_worker, old_event, planned_counts, remove
@@ -61,10 +62,10 @@ async def test_the_retention_migration_is_verified_and_rolled_back(applied):
         assert checks["W22"] is checks["W23"] is True
         await c.execute("update iu_retention_policy set enabled = true where what = 'attempts'")
         names = ("worker/016_retention_policy", "functions/retention")
-        files = [m for m in (await migrate.package_state(c)).to_roll_back if m.name in names]
+        files = [m for m in (await package_state(c)).to_roll_back if m.name in names]
         assert len(files) == len(names)
         with pytest.raises(Exception, match="a retention policy is enabled"):
             await migrate.roll_back_files(c, files, lambda _: None)
         await c.execute("update iu_retention_policy set enabled = false")
         await migrate.roll_back_files(c, files, lambda _: None)
-        assert not [o.name for o in (await migrate.package_state(c)).present if o.file in names]
+        assert not [o.name for o in (await package_state(c)).present if o.file in names]

@@ -7,6 +7,7 @@ import pytest
 
 from iu_listen.app import PostgresSessions
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.model.errors import Refused
 from iu_listen.model.observation import (
     LeaseTaken,
@@ -39,7 +40,7 @@ async def test_a_consumer_waits_for_the_package(substrate):
 
 async def apply_package(dsn: str) -> None:
     async with session(dsn, name="tests") as connection:
-        state = await migrate.package_state(connection)
+        state = await package_state(connection)
         await migrate.apply_files(connection, state.pending, {}, lambda _: None)
 
 

@@ -25,6 +25,7 @@ import asyncpg
 
 from iu_listen import embedded
 from iu_listen.install import migrate
+from iu_listen.install.package import package_state
 from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import session
 from proxy import Proxy
@@ -378,7 +379,7 @@ async def prepare_environment(
     with embedded.running(home, major, durable=False, tcp=True, options=options) as server:
         async with session(server.dsn(), name="storm") as connection:
             await migrate.apply_base(connection)
-            await migrate.apply_files(connection, (await migrate.package_state(connection)).pending, {}, lambda _: None)
+            await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
             await connection.execute("set search_path = public")
             await connection.execute(SCHEMA)
         await open_gate(server.dsn())

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from iu_listen.admin import dead_letters, gates
-from iu_listen.admin.health import blocker_phrase, worker_health
-from iu_listen.install.migrate import missing_base_objects, package_state, unsupported_base_types
+from iu_listen.admin.health import blocker_phrase, schema_warning, worker_health
+from iu_listen.install.package import missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.verify import verify
 from iu_listen.model.errors import IuListenError
 from iu_listen.model.text import duration, humane, number
@@ -81,10 +81,15 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
     package = await package_state(connection)
     if drift := package.drift():
         yield Finding("fail", "package", "; ".join(drift[:3]), "See docs/how-to/repair.md.")
-    elif not package.complete:
-        yield Finding("fail", "package", f"{package.pending[0].name} is pending", "iu-listen apply --plan")
+    elif not package.usable:
+        pending = (*package.missing, *package.pending)
+        words = f"{pending[0].name} is pending" if pending else f"schema {package.version} is {package.compatibility}"
+        yield Finding("fail", "package", words, "iu-listen apply --plan")
+    elif schema := schema_warning(package):
+        yield Finding("warn", "package", schema["detail"], "docs/how-to/upgrade.md")
     else:
-        yield Finding("ok", "package", f"{len(package.recorded)} files are applied and unchanged")
+        files = len(package.recorded)
+        yield Finding("ok", "package", f"{files} files are applied and unchanged; schema {package.version}")
 
 
 async def _gates(connection: Connection, worker: str) -> Finding:  # noqa: ARG001 one signature for all checks

@@ -55,8 +55,8 @@ def health(
         async with connected(options, worker=worker) as (context, connection):
             name = context.settings.worker
             if not here:
-                await requirements.require_package(connection)
-                return await worker_health(connection, name)
+                package = await requirements.require_package(connection)
+                return await worker_health(connection, name, package)
             # Readiness checks run this every few seconds. So it reads one row, and neither counts the backlog nor
             # checks the whole package.
             if not await queries.value(connection, "ledger_exists"):

@@ -17,11 +17,13 @@ from iu_listen.cli.parameters import Plan, Yes, in_range
 from iu_listen.cli.progress import step_progress
 from iu_listen.install import requirements
 from iu_listen.install.apply import ApplyReport, apply_durably
-from iu_listen.install.migrate import exclusive_migration, package_state, roll_back_files
+from iu_listen.install.migrate import exclusive_migration, roll_back_files
+from iu_listen.install.package import package_state
 from iu_listen.install.preflight import ApplyOptions, PreflightCheck, PreflightResult, run_preflight_checks
 from iu_listen.install.probe import SCENARIOS, ProbeReport, ProbeResult, run_probe
 from iu_listen.install.verify import Check, verify
-from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.version import SCHEMA, Compatibility
 from iu_listen.postgres.session import Connection
 
 LockTimeout = Annotated[
@@ -314,6 +316,11 @@ def rollback(
             await requirements.require_base(connection)
             await requirements.require_primary(connection)
             package = await package_state(connection)
+            if package.compatibility in (Compatibility.NEWER, Compatibility.TOO_NEW):
+                raise Refused(
+                    f"schema {package.version} of this database is newer than this iu-listen (schema {SCHEMA})",
+                    "Use the version of iu-listen that applied it; it knows all its files.",
+                )
             applied = list(reversed(package.to_roll_back))
             if not applied:
                 raise ConfigurationError("no file of the package is applied", "iu-listen apply --plan shows the state.")

@@ -16,7 +16,7 @@ from iu_listen.cli.exit_timer import EXIT_INTERNAL_ERROR, ExitTimer
 from iu_listen.cli.install import apply_on
 from iu_listen.flow.ports import Observer
 from iu_listen.install import requirements
-from iu_listen.install.migrate import missing_base_objects, package_state
+from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.install.preflight import ApplyOptions
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import queries

@@ -77,9 +77,9 @@ def _clear_screen(watch: float | None) -> None:
 
 
 async def _status(connection: Connection) -> dict[str, Any]:
-    await requirements.require_package(connection)
+    package = await requirements.require_package(connection)
     workers = await queries.rows(connection, "workers")
-    health = [await worker_health(connection, w["worker_name"]) for w in workers]
+    health = [await worker_health(connection, w["worker_name"], package) for w in workers]
     answer: dict[str, Any] = {
         "healthy": all(h["healthy"] for h in health) and bool(health),
         "health": health,

@@ -9,14 +9,8 @@ from typing import Final, Protocol
 
 import anyio
 
-from iu_listen.install.migrate import (
-    Package,
-    added,
-    apply_files,
-    is_lock_timeout,
-    package_state,
-    roll_back_files,
-)
+from iu_listen.install.migrate import apply_files, is_lock_timeout, roll_back_files
+from iu_listen.install.package import Package, added, package_state
 from iu_listen.install.preflight import PreflightResult
 from iu_listen.install.probe import run_probe
 from iu_listen.install.verify import Check, verify

@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, Final
@@ -24,9 +23,9 @@ import anyio
 import asyncpg
 
 from iu_listen.model.errors import Refused
-from iu_listen.model.routing import DEFAULT_WORKER
+from iu_listen.model.version import SCHEMA
 from iu_listen.postgres.session import Connection, translate_driver_errors
-from iu_listen.postgres.sqlfiles import Migration, base_files, in_order, package_files, query
+from iu_listen.postgres.sqlfiles import Migration, base_files, package_files, query
 
 #: Advisory lock that excludes a second migration.
 MIGRATION_LOCK_KEY: Final = (726004, 1)
@@ -36,13 +35,6 @@ LOCK_TRIES: Final = 40
 #: Longest wait of a "transaction: none" file for a lock, in milliseconds. CONCURRENTLY waits for every older snapshot,
 #: and no other session waits behind it meanwhile.
 CONCURRENT_LOCK_TIMEOUT_MS: Final = 600_000
-#: The files whose objects are counted separately, as the seed does: 2 tables, 5 functions, 3 views, 1 key, 1 row.
-SEED_FILES: Final = (
-    "worker/008_route_worker_substrate",
-    "worker/009_route_worker_functions",
-    "runtime/060_activate_inert",
-)
-
 Report = Callable[[str], None]
 #: Called with the name of the file, the description of the repeated statement, and the number of rows changed so far.
 Progress = Callable[[str, str, int], None]
@@ -50,118 +42,6 @@ Progress = Callable[[str, str, int], None]
 _CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
 #: Marks a statement that is executed until it changes no row; the text after it describes the statement.
 _REPEAT: Final = re.compile(r"^-- repeat: (.*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True, slots=True)
-class PackageObject:
-    """One object of the package, with the file that creates it, and whether it exists in the database."""
-
-    file: str
-    kind: str
-    name: str
-    present: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """The state of the package in a database.
-
-    Attributes:
-        objects: All objects that the package creates, each with whether it exists.
-        recorded: Checksum by file, from the ledger; empty without a ledger.
-    """
-
-    objects: tuple[PackageObject, ...]
-    recorded: Mapping[str, str]
-
-    @property
-    def present(self) -> tuple[PackageObject, ...]:
-        """The objects that exist."""
-        return tuple(o for o in self.objects if o.present)
-
-    @property
-    def pending(self) -> tuple[Migration, ...]:
-        """The files to apply, in order: those that are not recorded, and the changed repeatable files."""
-        changed = self.changed
-        return in_order(m for m in package_files() if m.name not in self.recorded or m in changed)
-
-    @property
-    def changed(self) -> tuple[Migration, ...]:
-        """The repeatable files whose text differs from the recorded checksum. ``apply`` applies them again."""
-        return tuple(m for m in package_files() if m.repeatable and self.recorded.get(m.name, m.checksum) != m.checksum)
-
-    @property
-    def to_roll_back(self) -> tuple[Migration, ...]:
-        """The files that a rollback takes back, in order: those that are recorded, or of which an object exists."""
-        files = {o.file for o in self.present} | set(self.recorded)
-        return tuple(m for m in package_files() if m.name in files)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all files are recorded with their present text and all objects exist."""
-        return not self.pending and len(self.present) == len(self.objects)
-
-    def drift(self) -> list[str]:
-        """The differences between the database, the ledger and the files, as texts.
-
-        The list is empty if the package is absent, complete, or applied up to one of its files.
-        """
-        found = []
-        known = {m.name: m for m in package_files()}
-        for name, checksum in self.recorded.items():
-            if name not in known:
-                found.append(f"{name} is recorded, but this version of iu-listen does not know it")
-            elif checksum != known[name].checksum and not known[name].repeatable:
-                found.append(
-                    f"{name} was edited after it was applied "
-                    f"(checksum {checksum[:8]} recorded, {known[name].checksum[:8]} now)"
-                )
-        # A later version adds repeatable files and files in worker/ to a package whose runtime/ is applied already.
-        names = [m.name for m in package_files() if m.name.startswith("worker/") and not m.repeatable]
-        applied = [n for n in names if n in self.recorded]
-        if applied != names[: len(applied)]:
-            missing = next(n for n in names if n not in self.recorded)
-            found.append(f"half applied: {applied[-1]} is recorded, {missing} before it is not")
-        # An interrupted "transaction: none" file may leave objects behind. It removes them when it runs again. In an
-        # applied package an object of a pending repeatable file may come from another repeatable file.
-        tolerated = {
-            m.name for m in package_files()
-            if m.header("transaction") == "none" or (m.repeatable and applied)
-        }  # fmt: skip
-        changed = self.changed
-        for o in self.objects:
-            if o.file in self.recorded and not o.present and known[o.file] not in changed:
-                found.append(f"half applied: {o.kind} {o.name} of {o.file} is missing")
-            if o.file not in self.recorded and o.present and o.file not in tolerated:
-                found.append(f"half applied: {o.kind} {o.name} exists, but {o.file} is not recorded")
-        return found
-
-
-async def package_state(connection: Connection) -> Package:
-    """Read the state of the package. The base must exist."""
-    with translate_driver_errors():
-        rows = await connection.fetch(query("package_objects"))
-        objects = [PackageObject(**row) for row in rows]
-        if any(o.present for o in objects if o.name == "iu_route_worker_cursor"):
-            registered = await connection.fetchval(query("cursor_exists"), DEFAULT_WORKER)
-            objects = [PackageObject(o.file, o.kind, o.name, registered) if o.kind == "row" else o for o in objects]
-        recorded = {}
-        if await connection.fetchval(query("ledger_exists")):
-            recorded = {row["name"]: row["checksum"] for row in await connection.fetch(query("ledger"))}
-    return Package(tuple(objects), recorded)
-
-
-async def missing_base_objects(connection: Connection) -> list[str]:
-    """The objects of IU Core that the package needs and that are missing; empty: the package can be applied."""
-    with translate_driver_errors():
-        return [f"{row['kind']} {row['name']}" for row in await connection.fetch(query("missing_base_objects"))]
-
-
-async def unsupported_base_types(connection: Connection) -> list[str]:
-    """The columns of IU Core whose type the package does not support, as texts with the required type."""
-    with translate_driver_errors():
-        rows = await connection.fetch(query("unsupported_base_types"))
-    return [f"{row['name']} has type {row['type']}, and must have {row['wanted']}" for row in rows]
 
 
 async def apply_base(connection: Connection) -> None:
@@ -340,16 +220,5 @@ async def _record(connection: Connection, migration: Migration, began: float, ev
     if migration.repeatable:
         await connection.execute(query("forget_migration"), migration.name)
     await connection.execute(
-        query("record_migration"), migration.name, migration.checksum, milliseconds, json.dumps(evidence)
+        query("record_migration"), migration.name, migration.checksum, str(SCHEMA), milliseconds, json.dumps(evidence)
     )
-
-
-def added(before: Package, after: Package) -> dict[str, dict[str, int]]:
-    """The number of added objects by kind: those of SEED_FILES (``seed``) and all others (``apart``)."""
-    there = {(o.kind, o.name) for o in before.present}
-    counts: dict[str, dict[str, int]] = {"seed": {}, "apart": {}}
-    for o in after.present:
-        if (o.kind, o.name) not in there:
-            of = counts["seed" if o.file in SEED_FILES else "apart"]
-            of[o.kind] = of.get(o.kind, 0) + 1
-    return counts

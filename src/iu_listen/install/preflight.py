@@ -14,9 +14,11 @@ from typing import Any, Final
 import anyio.to_thread
 
 from iu_listen.install.backup import client_programs, take_backup
-from iu_listen.install.migrate import Package, apply_base, missing_base_objects, package_state, unsupported_base_types
+from iu_listen.install.migrate import apply_base
+from iu_listen.install.package import Package, missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.probe import ProbeReport, run_probe
 from iu_listen.model.errors import IuListenError, SessionLost
+from iu_listen.model.version import SCHEMA, Compatibility
 from iu_listen.postgres.session import Connection, translate_driver_errors
 from iu_listen.postgres.sqlfiles import all_files, package_files, query
 
@@ -74,6 +76,7 @@ class PreflightResult:
         base: ``created`` or ``would be created``; empty: the base was there, or is missing.
         probe_last: Whether the outbox is too large to be indexed in the transaction of the probe, so that the probe
             runs after the files are applied.
+        worker_gate_open: Whether the worker gate is open.
     """
 
     found: list[PreflightCheck] = field(default_factory=list)
@@ -82,11 +85,17 @@ class PreflightResult:
     report: ProbeReport | None = None
     base: str = ""
     probe_last: bool = False
+    worker_gate_open: bool = False
 
     @property
     def created(self) -> bool:
         """Whether the base was created."""
         return self.base == "created"
+
+    @property
+    def upgrade(self) -> bool:
+        """Whether the package is installed already: the gates and the routes then stay as they are."""
+        return self.package is not None and self.package.installed
 
     @property
     def passed(self) -> bool:
@@ -200,17 +209,7 @@ class _Inspector:
                 "; ".join(found[:3]),
                 "iu-listen rollback removes a half-applied package; docs/how-to/repair.md describes all cases.",
             )
-        done, of = len(package.recorded), len(package_files())
-        state = (
-            "absent"
-            if not done
-            else "present with the recorded checksums"
-            if done == of
-            else f"incomplete: {done} of {of} files"
-        )
-        if package.changed:
-            again = ", ".join(f"{m.name}: changed" for m in package.changed)
-            state = f"{state.replace('present with the recorded checksums', 'present')}; would apply again {again}"
+        state = _package_words(package)
         here = "created (--base)" if self._gates.base else "in the expected shape"
         evidence = f"base {here}; package {state}"
         if policies:
@@ -260,6 +259,9 @@ class _Inspector:
             return False, "runtime/060 or runtime/080 is missing", "Install iu-listen again."
         rows = await self._connection.fetch(query("gate_values"))
         value = {row["key"]: row["value"] for row in rows}.get("iu_core.route_worker_enabled")
+        self._gates.worker_gate_open = value == "true"
+        if self._gates.upgrade:
+            return True, f"an upgrade keeps the gates: the worker gate is {'open' if value == 'true' else 'closed'}", ""
         if value == "true":
             return False, "the worker gate is open", "Close it first: iu-listen gate close worker"
         if value is None and "'iu_core.route_worker_enabled', 'false'" not in by_number["060"].text():
@@ -270,6 +272,8 @@ class _Inspector:
         if self._gates.package is None:
             return _NOT_CHECKED
         unsafe = [row["route_code"] for row in await self._connection.fetch(query("unsafe_routes"))]
+        if unsafe and self._gates.upgrade:
+            return True, f"an upgrade keeps the live routes: {', '.join(unsafe)}", ""
         if unsafe:
             return (
                 False,
@@ -287,6 +291,10 @@ class _Inspector:
     async def probe(self) -> CheckAnswer:
         if not all(gate.passed for gate in self._gates.found):
             return False, "not run: a gate before this one is closed", ""
+        if self._gates.upgrade and self._gates.worker_gate_open:
+            # The probe would hold locks for which a running consumer waits. The checks W1 and following run at the end
+            # of the transaction of the upgrade.
+            return True, "not run beside an open worker gate; the W checks verify the upgrade before its commit", ""
         size = await self._connection.fetchval(query("outbox_size"))
         if (
             size > SMALL_OUTBOX_BYTES
@@ -306,6 +314,24 @@ class _Inspector:
         if wrong:
             return False, "; ".join(wrong), "iu-listen probe shows all results."
         return True, f"SETUP and A to H as expected, footprint zero, on {self._gates.target['database']}", ""
+
+
+def _package_words(package: Package) -> str:
+    """The state of the package as a phrase."""
+    done, of = len(package.recorded), len(package_files())
+    if not done:
+        return "absent"
+    own = f"schema {package.version}"
+    if package.compatibility in (Compatibility.NEWER, Compatibility.TOO_NEW):
+        return f"{own} is newer than this iu-listen ({SCHEMA}): nothing to apply"
+    if package.missing:
+        return f"incomplete: {done} of {of} files"
+    if not package.pending:
+        return f"present with the recorded checksums, {own}"
+    again = "".join(f"; would apply again {m.name}: changed" for m in package.changed)
+    new = [m.name for m in package.pending if m not in package.changed]
+    added = f"; would apply {', '.join(new)}" if new else ""
+    return f"present, {own}{f', would become {SCHEMA}' if package.version != SCHEMA else ''}{added}{again}"
 
 
 PREFLIGHT_CHECKS: Final[tuple[tuple[str, Callable[[_Inspector], Awaitable[CheckAnswer]]], ...]] = (

@@ -7,7 +7,7 @@ from typing import Final
 
 import asyncpg
 
-from iu_listen.install.migrate import missing_base_objects, package_state
+from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.model.errors import Refused
 from iu_listen.postgres.session import Connection, translate_driver_errors
 from iu_listen.postgres.sqlfiles import all_files, query

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.version import SchemaVersion
 
 #: The folders of the package.
 PACKAGE_FOLDERS = ("worker", "functions", "runtime")
@@ -67,6 +68,11 @@ class Migration:
     def repeatable(self) -> bool:
         """Whether the file is applied again when its text has changed; a versioned file is applied once."""
         return self.header("kind") == "repeatable"
+
+    @property
+    def since(self) -> SchemaVersion:
+        """The first schema version that has this file."""
+        return SchemaVersion.parse(self.header("since") or "1.0")
 
     @property
     def needs(self) -> tuple[str, ...]:
