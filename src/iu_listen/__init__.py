@@ -12,6 +12,7 @@ SQL is in the files of sql/, not in Python strings. docs/map.md is a guide to th
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from iu_listen.model.delivery import Delivery, Event, Failed, Reject, Unavailable
@@ -21,9 +22,17 @@ from iu_listen.telemetry.producer import trace_context
 
 if TYPE_CHECKING:
     from iu_listen.app import Consumer
+    from iu_listen.install.script import migration_sql
     from iu_listen.model.settings import Settings
 
 __version__ = VERSION
+
+#: Module of each name that is imported at its first use.
+_LATE = {
+    "Consumer": "iu_listen.app",
+    "Settings": "iu_listen.model.settings",
+    "migration_sql": "iu_listen.install.script",
+}
 
 __all__ = [
     "Consumer",
@@ -34,19 +43,15 @@ __all__ = [
     "Settings",
     "Unavailable",
     "__version__",
+    "migration_sql",
     "target",
     "trace_context",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Import Consumer and Settings at their first use, so that a program that only writes events starts faster."""
-    if name == "Consumer":
-        from iu_listen.app import Consumer  # noqa: PLC0415
-
-        return Consumer
-    if name == "Settings":
-        from iu_listen.model.settings import Settings  # noqa: PLC0415
-
-        return Settings
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a name at its first use, so that a program that only writes events starts faster."""
+    module = _LATE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(module), name)

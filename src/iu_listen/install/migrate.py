@@ -52,12 +52,6 @@ async def apply_base(connection: Connection) -> None:
                 await connection.execute(migration.text())
 
 
-def in_one_transaction(migration: Migration) -> str:
-    """The text of a file for a run inside a transaction, without CONCURRENTLY, which PostgreSQL refuses there."""
-    text = migration.text()
-    return _CONCURRENTLY.sub("", text) if migration.header("transaction") == "none" else text
-
-
 def statements_by_partition(statement: str, leaves: list[dict[str, Any]]) -> list[str]:
     """The statements to execute for one statement about an index of event_outbox.
 

@@ -17,8 +17,8 @@ from uuid import UUID
 import anyio
 import asyncpg
 
-from iu_listen.install.migrate import in_one_transaction
 from iu_listen.install.package import Package, missing_base_objects, package_state
+from iu_listen.install.script import in_one_transaction
 from iu_listen.model.errors import Refused
 from iu_listen.model.routing import GATES
 from iu_listen.postgres.session import Connection, translate_driver_errors

@@ -4,6 +4,7 @@ base/             the tables of IU Core
 worker/ runtime/  NNN_name.up.sql, .down.sql, .verify.sql: versioned files, applied once, in the order of their numbers
 functions/        name.up.sql, .down.sql, .verify.sql: repeatable files, applied again when their text has changed
 queries/          one statement in each file, named after the method that executes it
+scripts/          parts of the output of the command sql
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ def sql_root() -> Path:
 def query(name: str) -> str:
     """The text of sql/queries/<name>.sql."""
     return (sql_root() / "queries" / f"{name}.sql").read_text(encoding="utf-8")
+
+
+@cache
+def script(name: str) -> str:
+    """The text of sql/scripts/<name>.sql: a part of the output of the command sql, with fields for str.format()."""
+    return (sql_root() / "scripts" / f"{name}.sql").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True, order=True)

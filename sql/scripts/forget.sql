@@ -1,0 +1,1 @@
+delete from public.iu_migration where name = '{name}';

@@ -1,0 +1,8 @@
+do $repeat$
+begin
+    loop
+{statement};
+        exit when not found;
+    end loop;
+end
+$repeat$
