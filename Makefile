@@ -8,7 +8,7 @@ AGENT  := .venv-agent
 PINS   := .venv-pins
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit wide storm soak kills schema examples hashes bench clean
+.PHONY: help demo up test lint types imports unit wide storm soak kills upgrade-test freeze schema examples hashes bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,12 @@ kills: $(READY) ## 10 000 events to each kind of target, both ends killed; and 5
 
 soak: $(READY) ## Bursts of events while traces cannot be sent, and a verdict: EVENTS=100000 SECONDS=60
 	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(EVENTS),--events $(EVENTS)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
+
+upgrade-test: $(READY) ## Upgrade the last three releases under load, in both orders, and a verdict: MINUTES=2 SEED=…
+	@PYTHONPATH=tests $(BIN)/python -m storm.upgrade $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES)
+
+freeze: $(READY) ## Archive this version in tests/releases/, for the tests of later upgrades
+	@PYTHONPATH=tests $(BIN)/python -m releases.archive
 
 schema: $(READY) ## Write tests/conventions/schema.sql anew
 	@$(BIN)/python tests/conventions/schema.py

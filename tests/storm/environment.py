@@ -362,9 +362,20 @@ CONNECTION_ERRORS = (
 )
 
 
+async def apply(dsn: str, modules: Path, *args: str) -> None:
+    """Run `iu-listen apply` of the version whose modules are in this folder."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "IU_LISTEN_", "OTEL_"))}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "iu_listen", "apply", "--dsn", dsn, "--no-backup", "a test", *args,
+        env=clean | {"PYTHONPATH": str(modules)}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+
+
 @asynccontextmanager
 async def prepare_environment(
-    major: int, home: Path, folder: Path, rng: random.Random, consumers: int
+    major: int, home: Path, folder: Path, rng: random.Random, consumers: int, modules: Path | None = None
 ) -> AsyncIterator[Environment]:
     """Prepare an environment with server, proxy and consumers, without producers.
 
@@ -374,12 +385,16 @@ async def prepare_environment(
         folder: Directory of the logs.
         rng: Random numbers for the faults.
         consumers: Number of consumers.
+        modules: Folder of the modules of another version, whose SQL package and consumers are used; None: of this one.
     """
     options = SERVER_OPTIONS | (SMALL_QUEUE if major >= SINCE_SMALL_QUEUES else {})
     with embedded.running(home, major, durable=False, tcp=True, options=options) as server:
         async with session(server.dsn(), name="storm") as connection:
-            await migrate.apply_base(connection)
-            await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
+            if modules:
+                await apply(server.dsn(), modules, "--base")
+            else:
+                await migrate.apply_base(connection)
+                await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
             await connection.execute("set search_path = public")
             await connection.execute(SCHEMA)
         await open_gate(server.dsn())
@@ -388,6 +403,8 @@ async def prepare_environment(
             try:
                 for number in range(1, consumers + 1):
                     environment.consumers.append(Consumer(f"consumer-{number}", path.dsn, folder))
+                    if modules:
+                        environment.consumers[-1].environ["PYTHONPATH"] = f"{modules}:{TESTS}"
                     environment.consumers[-1].begin()
                 await environment.active_consumer()
                 yield environment

@@ -1,0 +1,27 @@
+"""The last release is upgraded in place while producers write and routes are live; `make upgrade-test` is longer."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from releases.archive import releases
+from storm.upgrade import LONGEST_GAP, upgrade
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("major", "order"), [(16, "schema first"), (18, "consumers first")])
+def test_an_upgrade_loses_and_repeats_nothing(major, order):
+    """Schema and consumers are upgraded one after the other: nothing is lost or repeated, and decisions go on.
+
+    Fails when: a consumer refuses the other version, the new functions break the old consumer, or the files hold a lock
+    for longer than the bound.
+    """
+    result = asyncio.run(upgrade(releases()[-1], major, order))
+
+    assert result.report.failures == [], result.report.logs
+    assert result.events > 100
+    assert result.report.calls >= result.report.events > 0
+    assert result.longest_gap < LONGEST_GAP
