@@ -1004,7 +1004,7 @@ CREATE FUNCTION public.fn_iu_retention_run_events(p_limit integer, p_cutoff time
 CREATE FUNCTION public.fn_iu_ring_bell() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body a1c8295830a95f28>;
+    AS <body d830724debf36971>;
 
 CREATE FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) RETURNS public.iu_outbound_route[]
     LANGUAGE sql IMMUTABLE

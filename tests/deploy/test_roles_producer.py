@@ -62,7 +62,7 @@ def test_the_package_requires_no_new_privilege_of_producers(applied: Database, r
         async with connected(applied.dsn) as sleeper, connected(dsn) as writer:
             # An idle consumer listens, and holds the lock of the bell.
             await sleeper.add_listener(CHANNEL, lambda *_: heard.set())
-            await sleeper.execute("select pg_advisory_lock($1, 1)", BELL_KEY)
+            await sleeper.execute("select pg_advisory_lock($1, hashtext('iu/1'))", BELL_KEY)
             await writer.execute(INSERT, event, "version_applied")
             async with asyncio.timeout(15):
                 await heard.wait()

@@ -9,6 +9,7 @@ import anyio
 import asyncpg
 
 from iu_listen.model.routing import CHANNEL
+from iu_listen.postgres.listener import BELL_KEY, slot_name
 from support import connected, wait_until
 
 #: Settings under which only a notification can wake the consumer: the catch-up poll is 300 s away.
@@ -68,7 +69,7 @@ async def counting_notifications(dsn: str) -> AsyncIterator[Callable[[], Awaitab
                 while "last" not in heard:
                     changed = anyio.Event()
                     await changed.wait()
-            bells = heard.count("")
+            bells = sum(payload != "last" for payload in heard)
             heard.clear()
             return bells
 
@@ -76,10 +77,10 @@ async def counting_notifications(dsn: str) -> AsyncIterator[Callable[[], Awaitab
 
 
 @asynccontextmanager
-async def armed_session(dsn: str, slot: int = 1) -> AsyncIterator[asyncpg.Connection]:
+async def armed_session(dsn: str, slot: int = 1, domain: str = "iu") -> AsyncIterator[asyncpg.Connection]:
     """A session that holds a bell lock as an idle consumer does."""
     async with connected(dsn) as sleeper:
-        await sleeper.fetchval("select pg_advisory_lock(726001, $1)", slot)
+        await sleeper.fetchval("select pg_advisory_lock($1, hashtext($2))", BELL_KEY, slot_name(domain, slot))
         yield sleeper
 
 

@@ -29,7 +29,8 @@ async def test_a_producer_notifies_only_while_a_consumer_is_armed(applied, slot)
         async with armed_session(applied.dsn, slot):
             await insert_event(writer)
             assert await heard() == 1
-        await writer.fetchval("select pg_advisory_lock(726001, $1), pg_advisory_unlock(726001, $1)", slot)
+        key = f"726001, hashtext('iu/{slot}')"
+        await writer.fetchval(f"select pg_advisory_lock({key}), pg_advisory_unlock({key})")
         await insert_event(writer)
         assert await heard() == 0
 
@@ -66,11 +67,11 @@ async def test_a_producer_checks_for_an_armed_consumer_at_commit(applied):
         async with writer.transaction():
             await insert_event(writer)
             assert await count_shared_locks(sleeper) == 0
-            assert await sleeper.fetchval("select pg_try_advisory_lock(726001, 1)")
+            assert await sleeper.fetchval("select pg_try_advisory_lock(726001, hashtext('iu/1'))")
         assert await heard() == 1
         async with writer.transaction():
             await insert_event(writer)
-            await sleeper.fetchval("select pg_advisory_unlock(726001, 1)")
+            await sleeper.fetchval("select pg_advisory_unlock(726001, hashtext('iu/1'))")
         assert await heard() == 0
 
 
@@ -260,6 +261,7 @@ async def test_events_of_every_domain_with_a_worker_notify(applied):
         connected(applied.dsn) as writer,
         counting_notifications(applied.dsn) as heard,
         armed_session(applied.dsn),
+        armed_session(applied.dsn, domain="crm"),
     ):
         await writer.execute(REGISTER)
         await writer.fetchval(OTHER, "crm")
@@ -274,6 +276,24 @@ async def test_events_of_every_domain_with_a_worker_notify(applied):
         async with writer.transaction():
             await writer.fetchval(OTHER, "system")
             await insert_event(writer)
+        assert await heard() == 1
+
+
+async def test_an_armed_consumer_of_another_domain_does_not_matter(applied):
+    """Producers notify only for an armed consumer of their own domain.
+
+    Fails when: all domains share the locks, so an idle consumer of one makes the producers of all of them notify.
+    """
+    async with (
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn, domain="crm"),
+    ):
+        await writer.execute(REGISTER)
+        await writer.execute(WORKER_OF, "crm")
+        await insert_event(writer)
+        assert await heard() == 0
+        await writer.fetchval(OTHER, "crm")
         assert await heard() == 1
 
 
@@ -300,7 +320,7 @@ async def test_the_bell_requires_no_privilege_of_producers(applied):
     async with (
         connected(applied.dsn) as admin,
         counting_notifications(applied.dsn) as heard,
-        armed_session(applied.dsn),
+        armed_session(applied.dsn, domain="crm"),
     ):
         await admin.execute(REGISTER)
         await admin.execute(WORKER_OF, "crm")

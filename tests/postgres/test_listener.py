@@ -239,6 +239,10 @@ async def _closed(seen, noted: int) -> bool:
     return State.GATE_CLOSED in [s.state for s in seen.of(StateChanged)[noted:]]
 
 
+#: Another session claims both slots of domain iu.
+CLAIM_BOTH_SLOTS = "select pg_advisory_lock(726002, hashtext('iu/1')), pg_advisory_lock(726002, hashtext('iu/2'))"
+
+
 async def _found(seen, events: int) -> bool:
     return sum(b.batch.seen for b in seen.of(BatchRan)) == events
 
@@ -275,19 +279,59 @@ async def test_two_consumers_arm_and_a_third_polls(live):
             await wait_until(lambda: _found(first, 2), "the consumer without a slot finds the next one", timeout=5)
 
 
+async def _add_domains(connection, *domains: str) -> None:
+    """Register a worker of the same name for each domain."""
+    for domain in domains:
+        await connection.execute(
+            """insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+               values ($1, 'alert', 'alert', 'immediate') on conflict do nothing""",
+            domain,
+        )
+        await connection.execute(
+            """insert into iu_route_worker_cursor (worker_name, event_domain, lineage)
+               select $1, $1, lineage from iu_outbox_anchor""",
+            domain,
+        )
+
+
+async def test_every_domain_has_its_own_slots(live):
+    """Consumers of three domains are all armed, and an event wakes only the consumer of its own domain.
+
+    Fails when: all domains share the slots, or a consumer does not look at the payload of a notification.
+    """
+    async with connected(live.dsn) as writer:
+        await _add_domains(writer, "crm", "erp")
+        async with (
+            consuming(live.dsn, **NO_CATCH_UP) as iu,
+            consuming(live.dsn, **NO_CATCH_UP, worker="crm") as crm,
+            consuming(live.dsn, **NO_CATCH_UP, worker="erp") as erp,
+        ):
+            await wait_until_armed(writer, 3)
+            assert [s.of(Listening)[0].slot for s in (iu, crm, erp)] == [1, 1, 1]
+            others = len(iu.of(BatchRan)), len(erp.of(BatchRan))
+            for number in range(5):
+                await writer.execute(
+                    """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+                       values ('crm', 'alert', 'alert', 'immediate')"""
+                )
+                await wait_until(lambda n=number: _found(crm, n + 1), "the consumer of crm finds it", timeout=5)
+            assert (len(iu.of(BatchRan)), len(erp.of(BatchRan))) == others
+            assert not [s for s in (iu, crm, erp) if s.of(NotificationMissed)]
+
+
 async def test_a_free_slot_is_taken(live):
     """A consumer that found every slot taken takes the first one that becomes free, and arms with it.
 
     Fails when: a consumer tries to get a slot only at its start.
     """
     async with connected(live.dsn) as admin, connected(live.dsn) as other:
-        await other.fetchval("select pg_advisory_lock(726002, 1), pg_advisory_lock(726002, 2)")
+        await other.fetchval(CLAIM_BOTH_SLOTS)
         async with consuming(live.dsn, catch_up=0.3) as seen:
             assert seen.of(Listening)[0].slot is None
             looks = len(seen.of(BatchRan))
             await wait_until(lambda: _more(seen, looks + 10), "it polls")
             assert await count_armed_locks(admin) == 0
-            await other.fetchval("select pg_advisory_unlock(726002, 2)")
+            await other.fetchval("select pg_advisory_unlock(726002, hashtext('iu/2'))")
             await wait_until_armed(admin)
 
 
@@ -298,7 +342,7 @@ async def test_a_foreign_holder_of_the_bell_keys_costs_no_event(live, function):
     Fails when: a refused arming counts as a granted one.
     """
     async with connected(live.dsn) as writer, connected(live.dsn) as foreign:
-        await foreign.fetchval(f"select {function}(726001, 1), {function}(726001, 2)")
+        await foreign.fetchval(f"select {function}(726001, hashtext('iu/1')), {function}(726001, hashtext('iu/2'))")
         async with consuming(live.dsn, **NO_CATCH_UP) as seen:
             events = []
             for _ in range(10):

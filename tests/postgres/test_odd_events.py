@@ -83,7 +83,9 @@ async def test_a_heartbeat_without_a_slot_shows_polling(live):
     Fails when: the heartbeat shows listening as soon as LISTEN works.
     """
     async with connected(live.dsn) as other, connected(live.dsn) as connection:
-        await other.execute("select pg_advisory_lock(726002, 1), pg_advisory_lock(726002, 2)")
+        await other.execute(
+            "select pg_advisory_lock(726002, hashtext('iu/1')), pg_advisory_lock(726002, hashtext('iu/2'))"
+        )
         async with consuming(live.dsn, **NO_CATCH_UP):
 
             async def beaten() -> bool:

@@ -128,7 +128,7 @@ async def test_every_way_of_writing_a_partition_stamps_and_notifies(partitioned,
             await c.execute(f"create table {part} (like event_outbox including all excluding indexes)")
             await c.execute(f"alter table event_outbox attach partition {part} {plan[0]['bound']}")
         await sleeper.add_listener(CHANNEL, lambda *_: heard.set())
-        await sleeper.execute("select pg_advisory_lock($1, 1)", BELL_KEY)
+        await sleeper.execute("select pg_advisory_lock($1, hashtext('iu/1'))", BELL_KEY)
         await write(c, part)
         async with asyncio.timeout(15):
             await heard.wait()

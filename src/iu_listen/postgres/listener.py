@@ -22,26 +22,41 @@ from iu_listen.postgres.earlier_sessions import EarlierSessions, replacing_earli
 from iu_listen.postgres.session import Connection, ask, translate_driver_errors
 from iu_listen.postgres.sqlfiles import query
 
-#: First key of the advisory locks of armed consumers; the second key is the slot. The trigger uses the same key.
+#: First key of the advisory locks of armed consumers; the second key is the hash of the slot, as in the trigger.
 BELL_KEY: Final = 726001
-#: First key of the advisory locks by which a process claims a slot.
+#: First key of the advisory locks by which a process claims a slot; the second key is the hash of the slot.
 SLOT_KEY: Final = 726002
-#: The slots that the trigger tests. Each slot costs producers time; two are enough for a consumer and its successor.
+#: The slots of each domain. The trigger tests both: two are enough for a consumer and its successor.
 LISTENER_SLOTS: Final = (1, 2)
 #: Longest wait for the notification with which a new session tests LISTEN, in seconds.
 LISTEN_TEST_TIMEOUT: Final = 2.0
 
 
+_TRY_LOCK: Final = "select pg_try_advisory_lock($1, hashtext($2))"
+
+
+def slot_name(domain: str, slot: int) -> str:
+    """The text whose hash is the second key of the advisory locks of a slot."""
+    return f"{domain}/{slot}"
+
+
 class ListenerSession:
     """Implements flow.ports.Listener. Created by listener_session().
+
+    Args:
+        connection: The session.
+        settings: The deadline, and the interval of the catch-up poll.
+        domain: The domain of the worker.
+        ended: Set when the session ends.
 
     Attributes:
         slot: The slot of this consumer; None: it has none, so it cannot arm and has to poll.
     """
 
-    def __init__(self, connection: Connection, settings: Settings, ended: WakeEvent) -> None:
+    def __init__(self, connection: Connection, settings: Settings, domain: str, ended: WakeEvent) -> None:
         self._connection = connection
         self._settings = settings
+        self._domain = domain
         self._ended = ended
         # Two tasks use the session: one calls arm() and disarm(), the other one runs watch().
         self._session_lock = anyio.Lock()
@@ -64,7 +79,7 @@ class ListenerSession:
     async def claim_slot(self) -> None:
         """Take a free slot. Without one the consumer cannot arm; it polls, so no event is lost."""
         for slot in LISTENER_SLOTS:
-            if await self._ask("select pg_try_advisory_lock($1, $2)", SLOT_KEY, slot):
+            if await self._ask(_TRY_LOCK, SLOT_KEY, slot_name(self._domain, slot)):
                 self.slot = slot
                 return
 
@@ -74,13 +89,14 @@ class ListenerSession:
         Returns:
             False if a producer that sends no NOTIFY still holds the lock, or if the consumer has no slot.
         """
-        return self.slot is not None and bool(
-            await self._ask("select pg_try_advisory_lock($1, $2)", BELL_KEY, self.slot)
-        )
+        if self.slot is None:
+            return False
+        return bool(await self._ask(_TRY_LOCK, BELL_KEY, slot_name(self._domain, self.slot)))
 
     async def disarm(self) -> None:
         """Release the armed lock, so that producers send no NOTIFY."""
-        await self._ask("select pg_advisory_unlock($1, $2)", BELL_KEY, self.slot)
+        if self.slot is not None:
+            await self._ask("select pg_advisory_unlock($1, hashtext($2))", BELL_KEY, slot_name(self._domain, self.slot))
 
     async def watch(self) -> None:
         """Check at the interval of the catch-up poll that the session is alive and listening; claim a slot if needed.
@@ -124,10 +140,14 @@ async def listener_session(
     # the session has a transaction timeout.
     ended, token, token_arrived = WakeEvent(), secrets.token_hex(8), WakeEvent()
 
+    domain = ""
+
     def on_notification(_connection: object, _pid: int, _channel: str, payload: object) -> None:
         if payload == token:
             token_arrived.set()
-        wake()
+        # Every consumer hears the channel: notifications of other domains and tests of other consumers wake none.
+        if payload in ("", domain):
+            wake()
 
     def on_end(_connection: object) -> None:
         ended.set()
@@ -144,8 +164,9 @@ async def listener_session(
                 await connection.add_listener(CHANNEL, on_notification)
         except Refused as no:
             raise ListenUnavailable(f"LISTEN failed: {no.message}") from no
+        domain = await ask(connection, settings.deadline, query("worker_domain"), settings.worker) or ""
         await _test_listen(connection, settings, earlier, token, token_arrived)
-        listener = ListenerSession(connection, settings, ended)
+        listener = ListenerSession(connection, settings, domain, ended)
         await listener.claim_slot()
         yield listener
 
