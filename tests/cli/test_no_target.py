@@ -101,6 +101,10 @@ def test_it_is_written_on_change_and_cleared_when_it_works(ready, tmp_path):
     with running("run", "--app", "my_targets", dsn=ready, env={"PYTHONPATH": str(tmp_path)}):
         assert seen(ready, "select count(*) = 1 from iu_route_attempt where status = 'sent'")
         assert seen(ready, "select count(*) = 0 from iu_delivery_unusable")
+        aim(ready, "external_endpoint", "ftp://x/y", {})
+        assert seen(ready, "select count(*) = 1 from iu_delivery_unusable")
+        aim(ready, "workflow", "event_outbox", {})
+        assert seen(ready, "select count(*) = 0 from iu_delivery_unusable")
         assert run("doctor", "--json", dsn=ready).json["pass"] is True
         assert value(ready, "select paused_by from v_iu_delivery") is None
 

@@ -386,6 +386,26 @@ async def test_a_consumer_continues_after_the_reanchor(live):
         assert await attempted(worker) == events
 
 
+async def test_own_events_that_were_read_count_as_read_after_a_restore(live):
+    """An own event that a batch read before the commit counts as read after a restore, and a later one of the same
+    transaction does not.
+
+    Fails when: the position of own events is ignored.
+    """
+    async with connected(live.dsn) as worker:
+        async with worker.transaction():
+            events = [await insert_event(worker)]
+            assert await drain(worker) == 1
+            events.append(await insert_event(worker))
+        await restored(worker)
+        assert (await planned_figures(worker))["again"] == 1
+        await open_gate(live.dsn, "false")
+        await reanchor(worker)
+        await open_gate(live.dsn)
+        assert await drain(worker) == 1
+        assert await attempted(worker) == events
+
+
 async def _read(recorder, count: int) -> bool:
     return sum(o.batch.seen for o in recorder.of(BatchRan)) == count
 

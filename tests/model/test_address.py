@@ -121,6 +121,9 @@ def test_a_service_that_is_not_there(tmp_path):
 @example(password="S3cretPart/rest")
 @example(password="1234/rest")
 @example(password="1234?a=b")
+@example(password="S3cret/x?a=b")
+@example(password="x/y?S3-cret=z")
+@example(password="x host=S3!cret")
 @example(password="p@ss")
 @example(password="S3[cret")
 def test_no_error_holds_a_part_of_a_password(password):

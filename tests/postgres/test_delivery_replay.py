@@ -37,6 +37,9 @@ async def test_a_replay_keeps_the_idempotency_key_and_resolves_the_dead_letter(l
             async with connection.transaction():
                 assert await connection.fetchval(replay, letter) == "queued"
                 assert await connection.fetchval(replay, letter) == "already_queued"
+                await connection.execute("update iu_outbound_route set dry_run = true")
+                assert await connection.fetchval(replay, letter) == "already_queued"
+                await connection.execute("update iu_outbound_route set dry_run = false")
             await wait_until_settled(connection)
         assert len({c.idempotency_key for c in recording.calls}) == 1
         assert recording.calls[1].event.data == recording.calls[0].event.data

@@ -28,7 +28,8 @@ ORDER = {
     "iu_route_worker_cursor": "select from iu_route_worker_cursor for update",
     "iu_outbound_route": f"select from iu_outbound_route where route_code = '{ROUTE}' for update",
     "iu_delivery_breaker": f"select from iu_delivery_breaker where route_code = '{ROUTE}' for update",
-    "iu_route_delivery": "select from iu_route_delivery for update",
+    # A settlement deletes. A row that is only locked would not show a function that waits for it.
+    "iu_route_delivery": "delete from iu_route_delivery",
     "iu_route_dead_letter": "select from iu_route_dead_letter for update",
     "iu_route_attempt": """
         insert into iu_route_attempt (event_ref, route_kind, route_code, status, idempotency_key, attempt_no)

@@ -1,4 +1,4 @@
-"""Events that retention may remove from the outbox, and events that it must keep: the functions of 016."""
+"""Events that retention may remove from the outbox, and events that it must keep: functions/retention."""
 
 from __future__ import annotations
 

@@ -179,7 +179,7 @@ def _width(cell: Cell) -> int:
 
 def _words(cell: Cell) -> list[str]:
     if isinstance(cell, Branch):
-        # Words longer than LONGEST_WORD are folded in a tree as well.
+        # Words longer than MAX_WORD_CHARS are folded in a tree as well.
         return [cell.prefix + word[:MAX_WORD_CHARS] for word in cell.words.split()]
     # A bar with its blanks, and a figure with its unit, count as one word.
     return (

@@ -88,7 +88,7 @@ def as_json(answer: Any, *, named: bool = True) -> None:
 
     Args:
         answer: The value to print.
-        named: Whether keys are renamed as in NAMES; False: the names of another format are kept.
+        named: Whether keys are renamed as in JSON_KEYS; False: the names of another format are kept.
     """
     global _answered  # noqa: PLW0603 a command has one answer, and so has a process
     # With an encoding other than UTF, JSON escapes keep the text unchanged; replaced characters would change it.
