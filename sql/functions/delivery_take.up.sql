@@ -385,7 +385,7 @@ begin
                    and (v_now >= b.trial_at or b.opened_at > v_now + interval '1 second'
                         -- The caller does not have the trial delivery that is in flight: it was given to a consumer
                         -- that has ended, or in an answer that came too late.
-                        or b.trial_id <> all (p_held_ids));
+                        or b.trial_id is not null and b.trial_id <> all (p_held_ids));
         v_capacity := case when v_paused is null then v_capacity when v_trial then 1 else 0 end;
 
         if v_capacity > 0 then

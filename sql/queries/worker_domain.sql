@@ -1,4 +1,4 @@
--- The domain whose events a worker reads; no row: the worker is not registered.
+-- The event domain of a worker; no row: the worker is not registered.
 --
 -- $1 text  worker
 

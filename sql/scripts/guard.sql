@@ -1,4 +1,4 @@
--- Refuses a database whose schema version is not {version}.
+-- Refuses a database with another schema version than {version}.
 
 do $guard$
 declare

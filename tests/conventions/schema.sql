@@ -669,7 +669,7 @@ CREATE FUNCTION public.fn_iu_delivery_take(p_worker_name text, p_routes text[], 
     SET enable_mergejoin TO 'off'
     SET enable_sort TO 'off'
     SET jit TO 'off'
-    AS <body 65ec456742099992>;
+    AS <body 86dce71460e2f262>;
 
 CREATE FUNCTION public.fn_iu_delivery_unrecorded(p_worker_name text, p_owner uuid, p_route_code text, p_id bigint, p_code text, p_detail text) RETURNS integer
     LANGUAGE plpgsql

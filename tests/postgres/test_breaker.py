@@ -117,6 +117,23 @@ async def test_a_quarantined_delivery_can_be_the_trial_delivery(live, order, sto
 
 
 @pytest.mark.asyncio
+async def test_a_trial_delivery_waits_for_its_time(live):
+    """A take gives no trial delivery before trial_at, although the consumer holds no delivery.
+
+    Fails when: a route without a trial delivery in flight counts as one whose trial delivery was lost.
+    """
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        await connection.execute(MANY, 3)
+        await drain(connection)
+        later = "insert into iu_delivery_breaker (route_code, opened_at, trial_at) values ($1, now(), now() + interval '1 hour')"
+        await connection.execute(later, ROUTE)
+        session = DeliverySession(connection, connection, Settings(dsn=live.dsn), uuid4())
+        want = TakeRequest(route=ROUTE, capacity=10, position=0, deadline=1)
+        assert (await session.take([want], [], [])).taken == []
+
+
+@pytest.mark.asyncio
 async def test_a_missing_trial_delivery_is_replaced_by_the_next_take(live):
     """If the consumer does not hold the trial delivery that the database records, the next take gets another at once.
 

@@ -201,6 +201,23 @@ async def test_a_delivery_without_an_attempt_does_not_close_the_circuit_breaker(
         assert await paused_by(connection) is None
 
 
+async def test_an_attempt_is_given_back_twice(live):
+    """Of a delivery that opens the circuit breaker again and again, two attempts are given back, and no more.
+
+    Fails when: the number of attempts that are given back has no bound.
+    """
+    tries = []
+    async with connected(live.dsn) as connection, courier(live.dsn) as session:
+        await open_route(connection, breaker=1, attempts=9)
+        await connection.execute(MANY, 1)
+        await drain(connection)
+        for _ in range(4):
+            await take_step(session, connection, "failed 1")
+            await connection.execute("select fn_iu_route_resume($1)", ROUTE)
+            tries.append(await connection.fetchval("select tries from iu_route_delivery"))
+    assert tries == [0, 0, 1, 2]
+
+
 # -- producers and targets -------------------------------------------------------------------------------------------
 
 #: A number of events that the target rejects, each with a subject, a source and an actor of its own.

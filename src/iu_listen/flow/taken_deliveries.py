@@ -83,7 +83,8 @@ class TakenDeliveries:
         if not keep_trials:
             given_back += self._quarantine.remove(route.code)
         for taken in given_back:
-            if route.ordered and taken.subject_key is not None:
+            # A delivery that was attempted before lies at no known place: its subject leads to it.
+            if taken.delivery.attempt > 1 and taken.subject_key is not None:
                 self._unblocked.add(route.code, [taken.subject_key])
             else:
                 route.position = min(route.position, taken.delivery.id - 1)
