@@ -9,7 +9,7 @@ import asyncpg
 import pytest
 
 from conftest import Database
-from deploy.role_helpers import INSERT, PRODUCERS, Logins, execute
+from deploy.role_helpers import INSERT, PRODUCERS, Logins, execute, fetchval
 from iu_listen.model.routing import CHANNEL
 from iu_listen.postgres.listener import BELL_KEY
 from support import connected
@@ -96,5 +96,9 @@ def test_the_application_can_still_change_its_own_tables(applied: Database, role
         "update dot_config set value = 'new' where key = 'iu_core.delivery_live_routes'",
         "delete from dot_config where key = 'mine'",
     )
+    # A route that the application takes off the list is a dry run again.
+    execute(applied.dsn, "select fn_iu_route_live(route_code, true, 'a test') from iu_outbound_route")
+    execute(app, "update dot_config set value = '' where key = 'iu_core.delivery_live_routes'")
+    assert fetchval(applied.dsn, "select bool_and(dry_run) from iu_outbound_route")
     with pytest.raises(asyncpg.CheckViolationError, match="there is no setting attemps"):
         execute(app, """update iu_outbound_route set delivery_policy = '{"attemps": 3}'""")

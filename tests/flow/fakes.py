@@ -40,6 +40,8 @@ class World:
     no_bell: str = ""
     lost: Exception | None = None
     """The exception that every call of the worker session raises."""
+    beat_lost: Exception | None = None
+    """The exception that every heartbeat raises."""
     bell_lost: Exception | None = None
     batch_seconds: float = 0.001
     on_look: Callable[[], Any] = lambda: None
@@ -194,8 +196,8 @@ class FakeWorkerSession:
         self._world.failures.append((limit, failure))
 
     async def beat(self, state, why, listening, polling_why, tally) -> None:
-        if self._world.lost:
-            raise self._world.lost
+        if lost := self._world.lost or self._world.beat_lost:
+            raise lost
         self._world.beats.append((anyio.current_time(), str(state), why, listening, polling_why))
 
 

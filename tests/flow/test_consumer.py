@@ -219,7 +219,7 @@ async def test_a_missed_notification_is_reported_once_and_found_by_polling():
 async def test_a_bell_that_is_lost_while_arming_is_no_bell():
     """A listener session that breaks in arm() neither ends the consumer nor makes it idle.
 
-    Fails when: _turn_bell() lets SessionLost through, so that the lease is lost with the listener session.
+    Fails when: _arm_or_disarm() lets SessionLost through, so that the lease is lost with the listener session.
     """
     world = World()
     world.on_arm = world.lose_bell
@@ -238,7 +238,7 @@ async def test_where_listening_cannot_work_it_polls_and_says_why_once():
 
     After the pooler is gone, the consumer listens.
 
-    Fails when: NoBell is treated like a lost session, and the log fills.
+    Fails when: ListenUnavailable is treated like a lost session, and the log fills.
     """
     world = World(no_bell="a pooler is in between")
     async with consuming(world, **LONG, poll_interval=0.5) as (_, seen):

@@ -90,6 +90,17 @@ async def test_only_a_successful_batch_resets_the_backoff():
         assert seen.of(SessionFailed)[-1].retry_in <= BACKOFF_BASE
 
 
+async def test_a_batch_without_its_heartbeat_does_not_reset_the_backoff():
+    """While batches succeed and heartbeats are refused, the pauses grow.
+
+    Fails when: the backoff is reset before the heartbeat is written.
+    """
+    world = World(beat_lost=Refused("disk full"))
+    async with consuming(world, **LONG, reconnect_max=100) as (_, seen):
+        await until(lambda: len(seen.of(SessionFailed)) >= 15)
+        assert max(f.retry_in for f in seen.of(SessionFailed)) > 10
+
+
 async def test_an_hour_of_outage_ends_by_itself():
     """After an outage of an hour the consumer works again within the longest pause."""
     began, world = time.monotonic(), World()
@@ -112,7 +123,7 @@ async def test_an_hour_of_outage_ends_by_itself():
 async def test_no_error_of_the_bell_ends_the_work(error):
     """If the listener session fails, the worker session goes on and the listener session is opened again.
 
-    Fails when: _keep_bell() lets Refused through, and the whole consumer ends.
+    Fails when: _keep_listening() lets Refused through, and the whole consumer ends.
     """
     world = World(bell_lost=error)
     async with consuming(world, **LONG, poll_interval=1) as (_, seen):

@@ -161,6 +161,11 @@ async def test_a_dead_letter_counts_only_if_its_attempt_could_not_be_written(liv
         await drain(worker)
         assert await worker.fetchval("select attempt_no from iu_route_dead_letter") == 0
         assert [a["missing"] for a in await run_pass(worker)] == [0]
+        # The confirmation counts it as well.
+        await worker.execute(
+            "insert into iu_completeness_missing (worker_name, event_ref) values ($1, $2)", WORKER, unaudited
+        )
+        assert await confirm(worker) == 0
 
         await worker.execute("drop trigger test_poison on iu_route_attempt; drop function test_poison()")
         await add_poison_trigger(worker)

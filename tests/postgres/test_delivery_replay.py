@@ -70,7 +70,12 @@ async def test_queued_events_are_neither_missing_nor_removed(live):
         )
         await connection.fetchval("select fn_iu_retention_run('events', 100, '1 day')")
         assert await connection.fetchval("select count(*) from event_outbox") == 1
+        await connection.execute("create temp table pending as table iu_route_delivery")
         await connection.execute("delete from iu_route_delivery")
         await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
         await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
         assert await connection.fetchval("select missing from v_iu_completeness") == 1
+        await connection.execute("insert into iu_route_delivery overriding system value table pending")
+        for _ in range(2):
+            await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
+        assert await connection.fetchval("select missing from v_iu_completeness") == 0

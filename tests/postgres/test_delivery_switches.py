@@ -8,7 +8,9 @@ import time
 import anyio
 import pytest
 
+from iu_listen.flow.intake import MAX_ANSWER_AGE
 from iu_listen.model.observation import RoutePaused
+from iu_listen.postgres.delivery import DeliverySession
 from postgres.delivery_helpers import (
     ROUTE,
     RecordingTarget,
@@ -98,6 +100,35 @@ async def test_no_delivery_begins_while_the_database_does_not_answer(live):
                 await asyncio.sleep(0.5)
                 assert max(begun) - locked < 0.1
                 assert len(begun) < 20
+            await wait_until_settled(connection)
+        assert recording.delivered == dict.fromkeys(events, 1)
+
+
+async def test_a_late_answer_does_not_begin_behind_a_closed_switch(live, monkeypatch):
+    """Deliveries of an answer that is older than MAX_ANSWER_AGE do not begin: a switch may have been closed since.
+
+    Fails when: the age of an answer is measured from the moment at which it is read.
+    """
+    recording, take, late = RecordingTarget(), DeliverySession.take, list[int]()
+
+    async def slow_take(self, *args):
+        answer = await take(self, *args)
+        if answer.taken and not late:
+            async with connected(live.dsn) as closer:
+                await closer.execute(CLOSE["delivery_gate_closed"])
+            await anyio.sleep(MAX_ANSWER_AGE)
+            late.append(len(answer.taken))
+        return answer
+
+    monkeypatch.setattr(DeliverySession, "take", slow_take)
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        events = [await insert_event(connection) for _ in range(5)]
+        assert (await run_batch(connection))["queued"] == 5
+        async with delivering(live.dsn, recording.target()) as recorder:
+            await recorder.wait_for(RoutePaused)
+            assert (late, recording.calls) == ([5], [])
+            await connection.execute(OPEN["delivery_gate_closed"])
             await wait_until_settled(connection)
         assert recording.delivered == dict.fromkeys(events, 1)
 

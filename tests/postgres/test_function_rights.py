@@ -84,7 +84,7 @@ async def test_a_function_gets_no_rights_from_the_role_that_replays(live, roles)
 
     So the function gets no additional rights from its caller.
 
-    Fails when: fn_iu_route_dispatch does not check its caller, or checks current_user alone.
+    Fails when: fn_iu_delivery_caller does not check the role, or checks current_user alone.
     """
     async with connected(live.dsn) as admin:
         mallory, _ = await roles.add(admin)
@@ -104,6 +104,10 @@ async def test_a_function_gets_no_rights_from_the_role_that_replays(live, roles)
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match="is not called as role postgres"):
                 await admin.execute(replay)
             await admin.execute("reset role")
+        await admin.execute(f"set session authorization {consumer}")
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="is not called as role postgres"):
+            await admin.execute(replay)
+        await admin.execute("reset session authorization")
         async with connected(strangers) as other:
             with pytest.raises(asyncpg.InsufficientPrivilegeError, match=f"is not called as role {stranger}"):
                 await other.execute(replay)

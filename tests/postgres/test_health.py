@@ -278,6 +278,10 @@ async def test_times_in_the_future_do_not_hide_silence(live):
         await worker.execute("update iu_route_worker_cursor set last_run_at = now() + interval '1 hour'")
         answer = await health(worker)
         assert (answer["healthy"], answer["condition"]) == (False, "silent")
+        # Nor do they hide the heartbeat of another consumer.
+        await beat(worker, 1)
+        answer = await health(worker)
+        assert (answer["healthy"], answer["condition"]) == (True, "idle")
 
 
 async def test_a_stalled_trace_export_is_not_healthy(live):

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 import anyio
@@ -24,6 +25,7 @@ from iu_listen.flow.consumer import ConsumerLoop
 from iu_listen.model.errors import SessionLost
 from iu_listen.model.observation import BatchRan, Listening, Observation, SessionFailed, Stopped
 from iu_listen.model.settings import Settings
+from iu_listen.postgres import listener
 from postgres.listener_helpers import NO_CATCH_UP, wait_until_armed
 from proxy import Proxy
 from support import Recorder, attempted, connected, consuming, insert_event, open_gate, wait_until
@@ -227,6 +229,26 @@ async def test_a_listener_session_without_its_listen_is_replaced(there):
         await bell._connection.execute("unlisten *")
         with anyio.fail_after(FOUND), pytest.raises(Exception, match="does not listen any more"):
             await bell.watch()
+
+
+async def test_a_path_that_stalls_while_listen_is_tested_is_no_pooler(there, monkeypatch):
+    """If the path of the listener session stalls before the token arrives, the session is lost, and is not pooled.
+
+    Fails when: a token that does not arrive is always explained by a pooler.
+    """
+    test_listen = listener._test_listen
+    async with proxied(there.dsn) as proxy:
+
+        async def swallow_and_test(*args: Any) -> None:
+            # The second session, which sends the token, is opened after this.
+            proxy.swallow()
+            await test_listen(*args)
+
+        monkeypatch.setattr(listener, "_test_listen", swallow_and_test)
+        sessions = PostgresSessions(Settings.load({}, {"dsn": proxy.dsn, **QUICK}))
+        with pytest.raises(SessionLost):
+            async with sessions.listener(lambda: None):
+                pass
 
 
 async def test_reset_connections_are_replaced_at_once(there):

@@ -179,6 +179,10 @@ async def test_the_first_delivery_of_a_subject_is_found_by_one_row(live, planned
         await connection.execute("delete from iu_delivery_breaker")
         await connection.execute("update iu_route_delivery set due_at = now() where id = $1", first)
         await gives_the_first(id)
+        due = "update iu_route_delivery set due_at = now() + interval '1 minute' where id = $1"
+        await connection.execute(due, first)
+        supply, state, read = await take(connection, id)
+        assert (supply.taken, 50 < state.due_in <= 60, read < 50) == ([], True, True)
 
 
 async def test_a_sweep_of_many_subjects_is_split_into_parts(live):

@@ -158,7 +158,8 @@ async def test_what_an_answer_means(status, headers, kind, code, wait):
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("0", 0), ("120", 120), ("9" * 5000, 3600), ("-1", None), ("1.5", None), ("", None), ("٣", None), ("1e3", None),
-     (format_datetime(datetime.fromtimestamp(NOW - 90, UTC), usegmt=True), 0), ("Wed, 99 Nov 2026 17:00:00 GMT", None),
+     (format_datetime(datetime.fromtimestamp(NOW - 90, UTC), usegmt=True), 0),
+     (format_datetime(datetime.fromtimestamp(NOW + 9999, UTC), usegmt=True), 3600), ("Wed, 99 Nov 2026 17:00:00 GMT", None),
      ("Wed, 25 Nov 99999 17:00:00 GMT", None), ("\x00", None)],
 )  # fmt: skip
 async def test_how_long_to_wait(text, seconds):
@@ -213,6 +214,14 @@ async def test_how_long_to_wait(text, seconds):
         ("https://127.0.0.1/", {}, "127.0.0.1 is loopback"),
         ("https://[fd00:ec2::254]/", {}, "fd00:ec2::254 is private"),
         ("https://[::ffff:10.0.0.1]/", {}, "IPv4-mapped"),
+        ("https://a.example/", {"ca": 1}, "ca of an http target must be"),
+        ("https://a.example/", {"rejects": [200]}, "rejects of an http target must be"),
+        ("https://a.example/", {"max_response": 2**24 + 1}, "max_response of an http target must be"),
+        ("https://a.example/", {"allow_hosts": "a.example"}, "allow_hosts of an http target must be"),
+        ("https://a.example/", {"secrets": ["env:BARE"]}, "env:BARE is not a key for signatures"),
+        ("https://a.example/", {"secrets": ["env:SHORT"]}, "env:SHORT is not a key for signatures"),
+        ("ftp://a.example/", {}, "https://host/path"),
+        ("https://-a.example/", {}, "neither a name nor an IP address"),
     ],
 )
 async def test_what_cannot_work_is_said(address, options, says):
@@ -220,7 +229,8 @@ async def test_what_cannot_work_is_said(address, options, says):
     Fails when: a check of an option is taken out.
     """
     with pytest.raises(ConfigurationError) as error:
-        http.open(address, options, Secrets(KEYS | {"LINES": "canary\r\nx: y"}))
+        more = {"LINES": "canary\r\nx: y", "BARE": "A" * 32, "SHORT": "whsec_AAAA"}
+        http.open(address, options, Secrets(KEYS | more))
     assert says in error.value.message
     assert "canary" not in f"{error.value.message} {error.value.hint}"
 

@@ -299,7 +299,9 @@ async def test_no_value_becomes_a_header_of_its_own(mode):
     assert len(names) == len(set(names))
     assert "x-evil" not in {name.lower() for name in names}
     # The header names the event's own trace, because the producer's value is invalid.
-    assert f"traceparent: 00-{sent.event.id.hex}-" in head
+    assert f"\r\ntraceparent: 00-{sent.event.id.hex}-" in head
+    # So does the extension of CloudEvents, which is in a header or in the body.
+    assert request.count(f"00-{sent.event.id.hex}-".encode()) == 2
     assert ("ce-subject" in names) == (mode == "binary")
 
 

@@ -24,7 +24,7 @@ async def begin(dsn: str) -> None:
 
 @asynccontextmanager
 async def exporting(
-    dsn: str, receiver: Receiver | Dripping, lease: float = 15, **environ: str
+    dsn: str, receiver: Receiver | Dripping, session_timeout: float = 15, **environ: str
 ) -> AsyncIterator[Recorder]:
     """Run an export in this process for the length of a block."""
     recorder = Recorder()
@@ -37,7 +37,9 @@ async def exporting(
     there = create_collector(variables | environ)
     assert there is not None
     exporter = TraceExport(
-        PostgresSessions(Settings.load({}, {"dsn": dsn, "session_timeout": lease, "catch_up": lease / 2})),
+        PostgresSessions(
+            Settings.load({}, {"dsn": dsn, "session_timeout": session_timeout, "catch_up": session_timeout / 2})
+        ),
         there,
         recorder,
     )

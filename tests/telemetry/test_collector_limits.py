@@ -73,6 +73,24 @@ async def test_who_drips_is_hung_up_on(live, quick, beginning, then):
         there.stop()
 
 
+async def test_a_request_that_is_cancelled_is_hung_up_on():
+    """A request that is cancelled, as after the loss of the session, holds neither its connection nor its thread."""
+    there = Dripping(b"HTTP/1.1 200 OK\r\nx: ", b"x", 0.05)
+    client = create_collector(
+        {
+            "OTEL_TRACES_EXPORTER": "otlp",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": there.endpoint,
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "60000",
+        }
+    )
+    assert client is not None
+    with anyio.move_on_after(0.5):
+        await client.send([])
+    await wait_until(lambda: hanging(there, 0), "the connection is cut", 5)
+    client.close()
+    there.stop()
+
+
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 async def test_one_connection_serves_all(live, receiver):
     """Successive requests use one connection.

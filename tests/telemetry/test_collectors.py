@@ -219,11 +219,12 @@ async def test_over_grpc_a_malformed_span_is_left_out_alone(live, over_grpc):
 
 @pytest.mark.parametrize("server", ["pg18"], indirect=True)
 @pytest.mark.parametrize("answer", [400, 413, 422, "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"])
-async def test_who_calls_everything_malformed_has_left_out_nothing(live, receiver, over_grpc, answer):
+async def test_who_calls_everything_malformed_has_left_out_nothing(live, receiver, over_grpc, answer, monkeypatch):
     """A collector that refuses every request, as a port that needs TLS, gets every span after it is repaired.
 
     Fails when: a span is dropped although the collector accepts no other span either.
     """
+    monkeypatch.setattr(trace_export, "MAX_REFUSALS", 2)
     there = over_grpc if isinstance(answer, str) else receiver
     async with connected(live.dsn) as connection:
         await begin(live.dsn)
@@ -234,7 +235,7 @@ async def test_who_calls_everything_malformed_has_left_out_nothing(live, receive
             there.behaviour = lambda _: (answer, {}, b"wrong port")
             await burst(connection, 40)
             held = [await recorder.wait_for(ExportDelayed, lambda o: str(answer) in o.why)]
-            for _ in range(3):
+            for _ in range(7):
                 held.append(await recorder.wait_for(ExportDelayed, lambda o: o not in held))
             assert {(o.poison, o.why.rpartition(": ")[2]) for o in held} == {(None, "wrong port")}
             there.behaviour = None

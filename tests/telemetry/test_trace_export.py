@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from uuid import UUID
 
 import pytest
@@ -171,6 +172,10 @@ async def test_a_position_never_goes_back(live):
         await source.accepted(last, 0)
         await source.accepted(second, 0)
         assert await source.tick() is None
+        await connection.execute(ATTEMPT)
+        assert await source.tick() is not None
+        await source.accepted(last, 0)
+        assert await connection.fetchval("select tick is not null from iu_trace_cursor")
 
 
 async def test_late_commits_are_exported(live, receiver):
@@ -276,11 +281,17 @@ async def test_strange_times_are_exported_too(live, receiver):
             for created in ("infinity", "-infinity", "4000-01-01 BC", "20000-01-01", "1970-01-01")
         ]
         await drain(connection)
+        for created, finished in (("-infinity", "now"), ("now", "-infinity"), ("infinity", "infinity")):
+            await connection.execute(ATTEMPT)
+            await connection.execute(
+                """update iu_route_attempt set created_at = $1::text::timestamptz, finished_at = $2::text::timestamptz
+                    where id = (select max(id) from iu_route_attempt)""", created, finished
+            )  # fmt: skip
         async with exporting(live.dsn, receiver):
             await all_there(connection, receiver)
-        assert len(receiver.spans) == 2 * len(strange)
+        assert len(receiver.spans) == 2 * len(strange) + 3
         for span in receiver.spans.values():
-            assert 0 <= span.start_time_unix_nano <= span.end_time_unix_nano
+            assert 0 <= span.start_time_unix_nano <= span.end_time_unix_nano <= time.time_ns()
 
 
 async def test_two_readers_share_nothing(live, receiver):

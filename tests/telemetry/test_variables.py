@@ -41,6 +41,11 @@ def kinds(environ: Mapping[str, str]) -> Any:
     return [type(one) for one in exporters(environ, "traces")]
 
 
+def timeouts(environ: Mapping[str, str]) -> Any:
+    """The timeouts of the SDK's exporters, in seconds."""
+    return [one._client._timeout for signal in ("traces", "metrics") for one in exporters(environ, signal)]  # type: ignore[arg-type]
+
+
 def service(environ: Mapping[str, str]) -> Any:
     return resource(environ).attributes["service.name"]
 
@@ -120,6 +125,7 @@ TABLE: list[tuple[dict[str, str], Any, Any]] = [
     ({TIMEOUT: "250"}, of("timeout"), 0.25),
     ({TIMEOUT: "250", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "1500"}, otlp_timeout, 1.5),
     ({"OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "1500"}, otlp_timeout, 10.0),
+    ({TIMEOUT: "250", "OTEL_METRICS_EXPORTER": "otlp"} | ON, timeouts, [0.25, 0.25]),
     ({TIMEOUT: "0"}, otlp_timeout, 300.0),
     ({TIMEOUT: "3600000"}, otlp_timeout, 300.0),
     ({TIMEOUT: ""}, otlp_timeout, 10.0),
