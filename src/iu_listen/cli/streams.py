@@ -22,7 +22,7 @@ ASCII_REPLACEMENTS: Final = str.maketrans({
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:
-    """The replacement for characters that an encoding does not have: from ASCII_REPLACEMENTS, else a backslash escape."""
+    """The replacement for characters that an encoding lacks: from ASCII_REPLACEMENTS, else a backslash escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     missing = error.object[error.start : error.end]
