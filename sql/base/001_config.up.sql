@@ -1,6 +1,6 @@
 -- The configuration table that holds every gate, and the master gate.
 --
--- Belongs to IU Core. A production database has it already; this copy is for the embedded server and the tests.
+-- Belongs to IU Core, and to the neutral base. A production database of IU Core has it already.
 -- needs: nothing
 -- locks: nothing that exists
 

@@ -1,6 +1,6 @@
 -- Routes, which name the targets of events, and attempts, which record the decisions about events.
 --
--- Belongs to IU Core; this copy is for the embedded server and the tests.
+-- Belongs to IU Core, and to the neutral base.
 -- needs: 002
 -- locks: nothing that exists
 
@@ -40,11 +40,6 @@ comment on constraint iu_outbound_route_code_unique on public.iu_outbound_route 
 comment on constraint iu_outbound_route_target_kind_chk on public.iu_outbound_route is 'The target kinds that exist.';
 comment on constraint iu_outbound_route_safe_chk on public.iu_outbound_route is
     'An enabled route must be a dry run, so no route can deliver.';
-
-insert into public.iu_outbound_route
-    (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
-values
-    ('iu.version_applied.workflow', 'iu', 'version_applied', 'update', 'workflow', 'event_outbox', true, true);
 
 create table public.iu_route_attempt (
     id               bigint       generated always as identity,

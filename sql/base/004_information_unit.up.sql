@@ -1,7 +1,7 @@
 -- The business data: information units, their versions and their place in the tree; and the governed emitter.
 --
 -- Belongs to IU Core; this copy is for the embedded server and the tests.
--- needs: 001, 002
+-- needs: 001, 002, 003
 -- locks: nothing that exists
 
 create table public.information_unit (
@@ -139,3 +139,9 @@ create trigger trg_iu_out_version
     after insert on public.unit_version
     for each row execute function public.fn_iu_outbound_on_version();
 comment on trigger trg_iu_out_version on public.unit_version is 'Each new version of a unit emits an event.';
+
+-- The route of the seed: an enabled dry run.
+insert into public.iu_outbound_route
+    (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+values
+    ('iu.version_applied.workflow', 'iu', 'version_applied', 'update', 'workflow', 'event_outbox', true, true);

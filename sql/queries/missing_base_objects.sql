@@ -1,4 +1,4 @@
--- Missing objects of the base (IU Core): the tables, columns, functions and triggers that the package builds on.
+-- Missing objects of the base: the tables, columns, functions and triggers that the package builds on.
 
 with wanted (kind, name) as (
     values
@@ -18,11 +18,9 @@ with wanted (kind, name) as (
         ('column', 'iu_route_attempt.decision'), ('column', 'iu_route_attempt.delivered'),
         ('column', 'iu_route_attempt.failure_code'), ('column', 'iu_route_attempt.idempotency_key'),
         ('column', 'iu_route_attempt.attempt_no'), ('column', 'iu_route_attempt.created_at'),
-        ('column', 'information_unit.id'), ('column', 'unit_version.version_seq'), ('column', 'iu_tree_path.unit_id'),
         ('function', 'fn_iu_core_routes_enabled()'),
         ('function', 'fn_iu_emit_event(text,text,uuid,text,jsonb)'),
-        ('trigger', 'event_outbox.trg_event_outbox_type_validate'),
-        ('trigger', 'unit_version.trg_iu_out_version'))
+        ('trigger', 'event_outbox.trg_event_outbox_type_validate'))
 select w.kind, w.name
   from wanted w
  where case w.kind

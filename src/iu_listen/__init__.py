@@ -4,8 +4,9 @@ The packages:
 
     model/      data types                             flow/       control flow of the consumer
     postgres/   sessions and queries                   telemetry/  logs, metrics, traces
-    targets/    targets of routes                      cli/        commands
-    app.py      assembles the parts                    embedded/   a PostgreSQL server without an installation
+    targets/    targets of routes                      producer/   writes events in transactions of applications
+    app.py      assembles the parts                    cli/        commands
+    embedded/   a PostgreSQL server without an installation
 
 SQL is in the files of sql/, not in Python strings. docs/map.md is a guide to the code.
 """
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from iu_listen.model.delivery import Delivery, Event, Failed, Reject, Unavailable
 from iu_listen.model.version import VERSION
+from iu_listen.producer.emit import emit
+from iu_listen.producer.trace_context import trace_context
+from iu_listen.targets.handlers import on
 from iu_listen.targets.python import target
-from iu_listen.telemetry.producer import trace_context
 
 if TYPE_CHECKING:
     from iu_listen.app import Consumer
@@ -43,7 +46,9 @@ __all__ = [
     "Settings",
     "Unavailable",
     "__version__",
+    "emit",
     "migration_sql",
+    "on",
     "target",
     "trace_context",
 ]

@@ -63,7 +63,7 @@ def test_the_base_and_the_removal(empty):
 
     Fails when: the removal leaves an object behind.
     """
-    in_one_transaction(empty.dsn, script("--base"))
+    in_one_transaction(empty.dsn, script("--base", "iu_core"))
     assert run("verify", dsn=empty.dsn).code == 0
     in_one_transaction(empty.dsn, script("--down"))
     assert value(empty.dsn, "select to_regclass('iu_migration')") is None
@@ -104,12 +104,12 @@ def test_bad_versions():
     refused(2, "schema 1.0 cannot be upgraded to schema 1.0", "iu-listen doctor")("sql", "--since", "1.0")
     refused(2, "schema 2.0 cannot be upgraded")("sql", "--since", "2.0")
     refused(2, "has the form major.minor")("sql", "--since", "one")
-    refused(2, "Leave out --base")("sql", "--base", "--down")
+    refused(2, "Leave out --base")("sql", "--base", "neutral", "--down")
 
 
 def test_the_function():
     """Programs get the same text from iu_listen.migration_sql()."""
-    assert iu_listen.migration_sql(base=True) == script("--base")
+    assert iu_listen.migration_sql(base="neutral") == script("--base", "neutral")
 
 
 @on_one_server

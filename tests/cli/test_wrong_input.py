@@ -107,7 +107,7 @@ def test_not_a_database_of_iu_core(empty):
     """On a database without IU Core a command exits with 2 and asks whether it is the right one."""
     for command in COMMANDS[::2]:
         if command[0] not in ("apply", "verify", "doctor") and "--here" not in command:
-            refused(2, "is not one of IU Core", "Check the connection string.", "apply --base")(*command, dsn=empty.dsn)
+            refused(2, "has no outbox", "Check the connection string.", "iu-listen init")(*command, dsn=empty.dsn)
     refused(1, "the base is missing")("verify", dsn=empty.dsn)
     refused(1, "missing")("doctor", dsn=empty.dsn)
 

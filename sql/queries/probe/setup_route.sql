@@ -1,6 +1,11 @@
--- Makes the seed's route an enabled dry run, and the only route for its events, for this transaction only.
+-- Makes the seed's route an enabled dry run, and the only route for its events, for this transaction only. The neutral
+-- base has neither the route nor its event type.
 
-with others as (
+with type as (
+    insert into public.event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+    values ('iu', 'version_applied', 'update', 'immediate')
+    on conflict (event_domain, event_type) do nothing),
+others as (
     update public.iu_outbound_route r set enabled = false
      where r.event_domain = 'iu' and r.event_type = 'version_applied' and r.enabled
        and r.route_code <> 'iu.version_applied.workflow')

@@ -71,7 +71,7 @@ async def _installation(connection: Connection) -> AsyncIterator[Finding]:
             "fail",
             "base",
             f"{len(missing)} objects are missing, for example {missing[0]}",
-            "Check that this is the database of IU Core. In an empty database use: iu-listen apply --base",
+            "Check the connection string. To create an outbox for your application: iu-listen init",
         )
         return
     if odd := await unsupported_base_types(connection):

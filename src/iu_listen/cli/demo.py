@@ -121,10 +121,11 @@ class _Demo:
         self._figure("database ready", f"{time.perf_counter() - began:.2f} s")
 
     async def _apply_and_prove(self, connection: Connection) -> None:
-        self._title("The substrate, then the package through its gates, then the checks")
+        self._title("The base, then the package with its preflight checks, then the W checks")
         began = time.perf_counter()
+        settings = self.context.settings
         terms = ApplyOptions(
-            dsn=self.context.settings.dsn, no_backup="demo database, empty", programs=self.context.programs, base=True
+            dsn=settings.dsn, no_backup="demo database, empty", programs=self.context.programs, base="iu_core"
         )
         answer = await applied(self.context, connection, terms, quiet=True)
         shut = [f"{g['name']}: {g['evidence']}" for g in answer["gates"] if not g["pass"]]

@@ -113,7 +113,8 @@ def apply(
     backup_dir: Annotated[Path | None, Parameter(help="Take a backup into this directory first (pg_dump -Fc).")] = None,
     no_backup: Annotated[str, Parameter(help="Reason why no backup is needed; recorded. Overrides --backup-dir.")] = "",
     base: Annotated[
-        bool, Parameter(help="Create the base first, if it is absent; this is a separate step.", negative=())
+        bool,
+        Parameter(help="Create the base of IU Core first, if it is absent. For another base: init.", negative=()),
     ] = False,
     plan: Plan = False,
     lock_timeout: LockTimeout = 2.0,
@@ -129,7 +130,7 @@ def apply(
         async with connected(options) as (context, connection):
             apply_options = ApplyOptions(
                 dsn=context.settings.dsn, expect_database=expect_database, backup_dir=backup_dir, no_backup=no_backup,
-                plan=plan, base=base, programs=context.programs, lock_timeout=lock_timeout,
+                plan=plan, base="iu_core" if base else None, programs=context.programs, lock_timeout=lock_timeout,
             )  # fmt: skip
             return await apply_on(context, connection, apply_options, machine=bool(options and options.json))
 

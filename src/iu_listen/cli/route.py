@@ -49,13 +49,13 @@ def register(app: App) -> None:
 @route.command(name="list")
 def route_list(*, options: ConnectionOptions | None = None) -> int:
     """List all routes."""
-    return _print_routes(None, options)
+    return print_routes(None, options)
 
 
 @route.command(name="show")
 def route_show(code: str, /, *, options: ConnectionOptions | None = None) -> int:
     """Show one route."""
-    return _print_routes(code, options)
+    return print_routes(code, options)
 
 
 @route.command(name="enable")
@@ -70,7 +70,9 @@ def route_disable(code: str, /, *, options: ConnectionOptions | None = None) -> 
     return _set_route(code, options, enabled=False)
 
 
-def _print_routes(code: str | None, options: ConnectionOptions | None) -> int:
+def print_routes(code: str | None, options: ConnectionOptions | None) -> int:
+    """Print one route, or all routes (``code`` is None)."""
+
     async def run() -> int:
         async with connected(options) as (_, connection):
             await requirements.require_base(connection)
@@ -102,7 +104,7 @@ def _set_route(code: str, options: ConnectionOptions | None, *, enabled: bool) -
                 raise await routes.no_such_route(connection, code)
 
     anyio.run(run)
-    return _print_routes(code, options)
+    return print_routes(code, options)
 
 
 # -- backtest ----------------------------------------------------------------------------------------------------

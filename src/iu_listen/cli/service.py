@@ -82,11 +82,12 @@ def run(
     }  # fmt: skip
     with open_context(options, **overrides) as context:
         configure(context.settings.log_format)
-        _run_service(context)
+        run_service(context)
     return 0
 
 
-def _run_service(context: CommandContext) -> None:
+def run_service(context: CommandContext) -> None:
+    """Run the consumer with the settings of the context until it is asked to stop."""
     exit_timer = ExitTimer(context.settings.grace_period)
     anyio.run(_check_then_serve, context, exit_timer)
     exit_timer.loop_ended()
@@ -144,7 +145,7 @@ def up(*, log_format: LogFormat = None) -> int:
         configure(context.settings.log_format)
         anyio.run(_prepare, context)
         output.note(_next_steps(context))
-        _run_service(context)
+        run_service(context)
     return 0
 
 
@@ -154,7 +155,7 @@ async def _prepare(context: CommandContext) -> None:
         fresh = bool(await missing_base_objects(connection)) or not (await package_state(connection)).complete
         if fresh:
             apply_options = ApplyOptions(
-                dsn=context.settings.dsn, no_backup="embedded database, new", programs=context.programs, base=True
+                dsn=context.settings.dsn, no_backup="embedded database, new", programs=context.programs, base="iu_core"
             )
             if await apply_on(context, connection, apply_options, machine=False):
                 raise ConfigurationError(

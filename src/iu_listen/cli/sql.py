@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -21,7 +21,10 @@ def sql(
         str | None,
         Parameter(help="Schema version of the database, as in 1.0: print the upgrade. Default: the whole package."),
     ] = None,
-    base: Annotated[bool, Parameter(help="Create the base first, for an empty database.", negative=())] = False,
+    base: Annotated[
+        Literal["neutral", "iu_core"] | None,
+        Parameter(help="Create this base first: neutral for an application, iu_core for tests of IU Core."),
+    ] = None,
     down: Annotated[
         bool, Parameter(help="Print the removal; with --since, of what was added since then.", negative=())
     ] = False,

@@ -76,7 +76,7 @@ async def apply_durably(
         Refused: A file, a check or the probe failed. The files of this run were removed again, except after a problem
             that another run can solve; the hint describes the state.
     """
-    counts_before = (await queries.rows(connection, "row_counts"))[0]
+    counts_before = await _row_counts(connection)
     # A worker that has run is not fresh any more. Then verify() accepts the state of a running worker.
     first = any(m.number == "060" for m in before.pending)
 
@@ -101,13 +101,20 @@ async def apply_durably(
         raise Refused(error.message, f"{state} {error.hint}".strip(), error.sqlstate) from error
     after = await package_state(connection)
     checks = await verify(connection, live=not first)
-    counts_after = (await queries.rows(connection, "row_counts"))[0]
+    counts_after = await _row_counts(connection)
     return ApplyReport(
         applied=[m.name for m in before.pending],
         added=added(before, after),
         row_counts={name: {"before": counts_before[name], "after": counts_after[name]} for name in counts_before},
         checks=checks,
     )
+
+
+async def _row_counts(connection: Connection) -> dict[str, int]:
+    """The numbers of rows of the business tables of IU Core; empty on the neutral base."""
+    if not await queries.value(connection, "is_iu_core"):
+        return {}
+    return (await queries.rows(connection, "row_counts"))[0]
 
 
 async def _require_proof(

@@ -25,7 +25,7 @@ import asyncpg
 from iu_listen.model.errors import Refused
 from iu_listen.model.version import SCHEMA
 from iu_listen.postgres.session import Connection, translate_driver_errors
-from iu_listen.postgres.sqlfiles import Migration, base_files, package_files, query
+from iu_listen.postgres.sqlfiles import Base, Migration, base_files, package_files, query
 
 #: Advisory lock that excludes a second migration.
 MIGRATION_LOCK_KEY: Final = (726004, 1)
@@ -44,11 +44,11 @@ _CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
 _REPEAT: Final = re.compile(r"^-- repeat: (.*)$", re.MULTILINE)
 
 
-async def apply_base(connection: Connection) -> None:
-    """Create the base in one transaction, for ``apply --base``, for the embedded server and for tests."""
+async def apply_base(connection: Connection, base: Base = "iu_core") -> None:
+    """Create a base in one transaction, for ``init`` and ``apply --base``, for the embedded server and for tests."""
     with translate_driver_errors():
         async with connection.transaction():
-            for migration in base_files():
+            for migration in base_files(base):
                 await connection.execute(migration.text())
 
 

@@ -20,7 +20,7 @@ from iu_listen.install.probe import ProbeReport, run_probe
 from iu_listen.model.errors import IuListenError, SessionLost
 from iu_listen.model.version import SCHEMA, Compatibility
 from iu_listen.postgres.session import Connection, translate_driver_errors
-from iu_listen.postgres.sqlfiles import all_files, package_files, query
+from iu_listen.postgres.sqlfiles import Base, all_files, package_files, query
 
 #: Largest outbox, in bytes, that is numbered and indexed inside the transaction of the probe. Producers wait meanwhile.
 SMALL_OUTBOX_BYTES: Final = 4 << 20
@@ -38,7 +38,7 @@ class ApplyOptions:
         backup_dir: Directory for the backup; None: no backup is taken.
         no_backup: Reason why no backup is taken, which is recorded; empty: a backup is required.
         plan: Change nothing, and take no backup.
-        base: Create the base if it is absent and the checks before have passed.
+        base: The base to create if it is absent and the checks before have passed; None: none.
         programs: Directories in which pg_dump is searched, besides PATH.
         lock_timeout: Longest wait of the probe for a lock, in seconds.
     """
@@ -48,7 +48,7 @@ class ApplyOptions:
     backup_dir: Path | None = None
     no_backup: str = ""
     plan: bool = False
-    base: bool = False
+    base: Base | None = None
     programs: tuple[Path, ...] = ()
     lock_timeout: float = 2.0
 
@@ -210,7 +210,7 @@ class _Inspector:
                 "iu-listen rollback removes a half-applied package; docs/how-to/repair.md describes all cases.",
             )
         state = _package_words(package)
-        here = "created (--base)" if self._gates.base else "in the expected shape"
+        here = "created" if self._gates.base else "in the expected shape"
         evidence = f"base {here}; package {state}"
         if policies:
             evidence += (
@@ -232,10 +232,11 @@ class _Inspector:
             return False, evidence, "--base creates the base only if all of it is absent."
         if self._options.plan:
             self._gates.base = "would be created"
-            return False, "the base is absent and would be created (--base)", "The gates after this one need it."
+            return False, "the base is absent and would be created", "The gates after this one need it."
         if not all(gate.passed for gate in self._gates.found):
             return False, "the base is absent, and was not created: a gate before this one is closed", ""
-        await apply_base(self._connection)
+        assert self._options.base is not None
+        await apply_base(self._connection, self._options.base)
         self._gates.base = "created"
         return None
 

@@ -104,7 +104,7 @@ async def run_probe(
     if missing := await missing_base_objects(connection):
         raise Refused(
             f"the base is missing: {missing[0]} does not exist",
-            "Use a database that has IU Core, or create the base with iu-listen apply --base.",
+            "Check the connection string. To create an outbox for your application: iu-listen init",
         )
     package = await package_state(connection)
     if drift := package.drift():

@@ -18,16 +18,16 @@ _INCOMPATIBLE: Final = {
 
 
 async def require_base(connection: Connection) -> None:
-    """Make sure that this is a database of IU Core.
+    """Make sure that the database has a base: that of IU Core, or the neutral one.
 
     Raises:
-        ConfigurationError: Tables or columns of IU Core are missing.
+        ConfigurationError: Tables or columns of the base are missing.
     """
     if missing := await missing_base_objects(connection):
         database = await connection.fetchval("select current_database()")
         raise ConfigurationError(
-            f"database {database} is not one of IU Core: {missing[0]} is missing",
-            "Check the connection string. For an empty database: iu-listen apply --base",
+            f"database {database} has no outbox: {missing[0]} is missing",
+            "Check the connection string. To create an outbox for your application: iu-listen init",
         )
 
 

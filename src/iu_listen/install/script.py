@@ -12,7 +12,7 @@ from typing import Final
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.version import SCHEMA, VERSION, SchemaVersion
-from iu_listen.postgres.sqlfiles import Migration, base_files, in_order, package_files, script
+from iu_listen.postgres.sqlfiles import Base, Migration, base_files, in_order, package_files, script
 
 _CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
 #: Marks a statement that is executed until it changes no row.
@@ -37,13 +37,14 @@ def _looped(statement: str) -> str:
     return f"{statement[: found.end()]}\n{body}"
 
 
-def migration_sql(since: str | None = None, *, base: bool = False, down: bool = False) -> str:
+def migration_sql(since: str | None = None, *, base: Base | None = None, down: bool = False) -> str:
     """The SQL that creates, upgrades or removes the package, as one script without transaction commands.
 
     Args:
         since: The schema version of the database, as in ``1.0``: the script upgrades it, and refuses any other version.
             None: the script creates the whole package.
-        base: Create the base first. Only without ``since``.
+        base: Create this base first: ``neutral`` for an application, ``iu_core`` for tests of IU Core. Only without
+            ``since``.
         down: The script removes the package, or with ``since`` everything that was added since this version.
 
     Returns:
@@ -63,7 +64,7 @@ def migration_sql(since: str | None = None, *, base: bool = False, down: bool = 
     if down:
         parts += _removed(files)
     else:
-        parts += [m.text() for m in (base_files() if base else ())]
+        parts += [m.text() for m in (base_files(base) if base else ())]
         parts += _applied(in_order(files))
     return "\n".join(parts)
 

@@ -1,6 +1,7 @@
 """Finds the folder sql/ in a wheel or in a checkout, and reads its files. It uses no database.
 
 base/             the tables of IU Core
+neutral/          the neutral base, for applications without IU Core: it replaces files of base/ with the same number
 worker/ runtime/  NNN_name.up.sql, .down.sql, .verify.sql: versioned files, applied once, in the order of their numbers
 functions/        name.up.sql, .down.sql, .verify.sql: repeatable files, applied again when their text has changed
 queries/          one statement in each file, named after the method that executes it
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.version import SchemaVersion
@@ -138,10 +140,18 @@ def _code(text: str) -> str:
     return re.sub(r"--.*$", "", text, flags=re.MULTILINE).strip()
 
 
+#: The two bases: the tables of IU Core, and open tables for applications without it.
+Base = Literal["iu_core", "neutral"]
+
+
 @cache
-def base_files() -> tuple[Migration, ...]:
-    """The files of the base, in order."""
-    return tuple(_folder("base"))
+def base_files(base: Base = "iu_core") -> tuple[Migration, ...]:
+    """The files of a base, in order. The neutral base shares the files of IU Core that it does not replace."""
+    core = _folder("base")
+    if base == "iu_core":
+        return tuple(core)
+    own = {m.number: m for m in _folder("neutral")}
+    return tuple(own.get(m.number, m) for m in core)
 
 
 @cache

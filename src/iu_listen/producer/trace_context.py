@@ -39,11 +39,7 @@ def trace_context(connection: Any) -> Any:
         RuntimeWarning: There is no transaction, so the setting ends at once and the events get no trace context. They
             are written nevertheless.
     """
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415 rarely used
-
-    carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
-    context = carrier.get("traceparent", "")
+    context = current_traceparent() or ""
     kinds = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(connection).__mro__}
     if kinds & {"asyncpg.Connection", "asyncpg.PoolConnectionProxy"}:
         _expect(connection.is_in_transaction())
@@ -59,6 +55,15 @@ def trace_context(connection: Any) -> Any:
         f"trace_context() requires the connection that inserts the events, of asyncpg, psycopg or SQLAlchemy, "
         f"not {type(connection).__name__}"
     )
+
+
+def current_traceparent() -> str | None:
+    """The trace context of the current span of OpenTelemetry as a traceparent; None: there is no span."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415 rarely used
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent")
 
 
 def _expect(transaction: bool) -> None:

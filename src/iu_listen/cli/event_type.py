@@ -1,0 +1,110 @@
+"""The command group event-type: list, add and remove event types."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import anyio
+from cyclopts import App, Parameter
+
+from iu_listen.admin import event_types
+from iu_listen.admin.event_types import DEFAULT_DOMAIN
+from iu_listen.cli import output
+from iu_listen.cli.confirm import require_confirmation
+from iu_listen.cli.context import ConnectionOptions, connected
+from iu_listen.cli.parameters import NoQuestion, Plan
+from iu_listen.install import requirements
+
+#: The columns of an event type that the table shows.
+COLUMNS = ("event_type", "event_domain", "event_stream", "delivery_lane", "active", "routes")
+
+Domain = Annotated[str, Parameter(help="Domain of the events. The default worker reads iu.")]
+
+event_type = App(
+    name="event-type", help="List, add and remove event types. Only events of registered types can be written."
+)
+
+
+def register(app: App) -> None:
+    """Add this group."""
+    app.command(event_type)
+
+
+@event_type.command(name="list")
+def type_list(*, options: ConnectionOptions | None = None) -> int:
+    """List all event types, with the number of their routes."""
+    return _print_types(options)
+
+
+@event_type.command(name="add")
+def type_add(
+    name: str,
+    /,
+    *,
+    stream: Annotated[str, Parameter(help="Stream of its events.")] = "event",
+    lane: Annotated[str, Parameter(help="Lane of its events.")] = "immediate",
+    severity: Annotated[str, Parameter(help="Severity of its events.")] = "info",
+    domain: Domain = DEFAULT_DOMAIN,
+    options: ConnectionOptions | None = None,
+) -> int:
+    """Register an event type, for example order_placed. A type that is registered already stays as it is.
+
+    On the base of IU Core only its streams are possible, for example update.
+    """
+
+    async def run() -> None:
+        async with connected(options) as (_, connection):
+            await requirements.require_base(connection)
+            await requirements.require_primary(connection)
+            await event_types.add_type(connection, name, domain=domain, stream=stream, lane=lane, severity=severity)
+
+    anyio.run(run)
+    return _print_types(options, name, domain)
+
+
+@event_type.command(name="remove")
+def type_remove(
+    name: str,
+    /,
+    *,
+    domain: Domain = DEFAULT_DOMAIN,
+    plan: Plan = False,
+    yes: NoQuestion = False,
+    options: ConnectionOptions | None = None,
+) -> int:
+    """Remove an event type that has no routes: no further event of it can be written. Its events stay."""
+
+    async def run() -> None:
+        async with connected(options) as (_, connection):
+            await requirements.require_base(connection)
+            await requirements.require_primary(connection)
+            await event_types.require_type(connection, name, domain=domain)
+            if plan:
+                return
+            require_confirmation(f"Remove the event type {name}?", yes=yes)
+            await event_types.remove_type(connection, name, domain=domain)
+
+    anyio.run(run)
+    if options and options.json:
+        output.as_json({"event_type": name, "done": not plan})
+    else:
+        output.line(f"Plan: the event type {name} would be removed." if plan else f"The event type {name} was removed.")
+    return 0
+
+
+def _print_types(options: ConnectionOptions | None, name: str | None = None, domain: str | None = None) -> int:
+    async def run() -> int:
+        async with connected(options) as (_, connection):
+            await requirements.require_base(connection)
+            found = await event_types.list_types(connection, domain)
+        shown = [t for t in found if name in (None, t["event_type"])]
+        if options and options.json:
+            output.as_json(shown[0] if name else shown)
+        else:
+            output.table(
+                ("type", "domain", "stream", "lane", "active", "routes"),
+                (tuple(t[column] for column in COLUMNS) for t in shown),
+            )
+        return 0
+
+    return anyio.run(run)

@@ -1,0 +1,197 @@
+"""Handlers of event types: functions of an application, with conversions of payloads and exceptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Final
+
+import anyio.to_thread
+
+from iu_listen.model.delivery import Delivery, DeliveryError, Reject, Unavailable
+from iu_listen.model.errors import safe_message
+from iu_listen.targets.python import PythonTarget
+
+#: Failure code of a payload that does not fit the type of the handler.
+INVALID_PAYLOAD: Final = "invalid_payload"
+Exceptions = tuple[type[BaseException], ...]
+#: A function of an application: of a Delivery, or of a payload, or of a payload and a Delivery.
+Function = Callable[..., object]
+Convert = Callable[[Any], Any]
+
+
+class Handler(PythonTarget):
+    """A function that handles the events of one type. Created by on().
+
+    Args:
+        event_type: The event type.
+        name: Code of its route, and ``target_ref`` of the route.
+        function: The function; one without ``async`` runs in a thread.
+        reject: Exceptions after which the event becomes a dead letter at once, like Reject.
+        unavailable: Exceptions that mean that the target accepts no event at present, like Unavailable.
+
+    Raises:
+        TypeError: The parameters of the function are none of the possible ones.
+    """
+
+    def __init__(
+        self, event_type: str, name: str, function: Function, reject: Exceptions, unavailable: Exceptions
+    ) -> None:
+        super().__init__(name, _in_thread(function))
+        self.event_type = event_type
+        self.__wrapped__ = function
+        self._reject, self._unavailable = reject, unavailable
+        self._arguments = _arguments(function)
+
+    async def deliver(self, delivery: Delivery, /) -> None:
+        """Call the function with its arguments, and translate its exceptions."""
+        arguments = self._arguments(delivery)
+        try:
+            await self.function(*arguments)
+        except DeliveryError:
+            raise
+        except self._reject as error:
+            raise Reject(safe_message(error), code=_code(error)) from error
+        except self._unavailable as error:
+            raise Unavailable(safe_message(error), code=_code(error)) from error
+
+    async def __call__(self, *arguments: Any) -> object:
+        """Call the function directly, as without the decorator."""
+        return await self.function(*arguments)
+
+    def __repr__(self) -> str:
+        return f"on({self.event_type!r}, name={self.name!r})"
+
+
+def on(
+    event_type: str, *, name: str | None = None, reject: Exceptions = (), unavailable: Exceptions = ()
+) -> Callable[[Function], Handler]:
+    """Make a function the handler of an event type, with a route of its own.
+
+    ::
+
+        @on("order_placed", reject=(ValueError,))
+        def send_mail(order: Order) -> None: ...
+
+    The function has one of these parameter lists: a Delivery; the payload, with a dataclass, a TypedDict or a model of
+    pydantic or msgspec as its type; the payload and a Delivery. A payload that does not fit the type becomes a dead
+    letter, ``invalid_payload``. A function without ``async`` runs in a thread. It runs inside the OpenTelemetry context
+    of the attempt.
+
+    Args:
+        event_type: Type of the events.
+        name: Code of the route. Default: the event type and the name of the function, ``order_placed.send_mail``.
+        reject: Exceptions after which the event becomes a dead letter at once, like Reject.
+        unavailable: Exceptions that mean that the target accepts no event at present, like Unavailable.
+
+    Raises:
+        TypeError: The parameters of the function are none of the possible ones.
+    """
+
+    def decorate(function: Function) -> Handler:
+        default = f"{event_type}.{getattr(function, '__name__', 'handler')}"
+        return Handler(event_type, name or default, function, reject, unavailable)
+
+    return decorate
+
+
+def _code(error: BaseException) -> str:
+    """The failure code for an exception: the name of its class, as ``value_error``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(error).__name__).lower()
+
+
+def _in_thread(function: Function) -> Callable[..., Awaitable[object]]:
+    if inspect.iscoroutinefunction(function):
+        return function
+
+    async def run(*arguments: Any) -> object:
+        return await anyio.to_thread.run_sync(partial(function, *arguments), abandon_on_cancel=True)
+
+    return run
+
+
+def _arguments(function: Function) -> Callable[[Delivery], tuple[Any, ...]]:
+    """The function that makes the arguments of a handler from a delivery."""
+    hints = typing.get_type_hints(function)
+    parameters = [
+        p for p in inspect.signature(function).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]  # fmt: skip
+    types = [hints.get(p.name, Delivery if number else None) for number, p in enumerate(parameters)]
+    if len(types) == 1 and types[0] in (None, Delivery):
+        return lambda delivery: (delivery,)
+    if not types or len(types) > 2 or types[1:] not in ([], [Delivery]):
+        raise TypeError(
+            f"{getattr(function, '__qualname__', function)} must have one of the parameter lists "
+            "(delivery), (payload: Type) or (payload: Type, delivery)"
+        )
+    convert, payload_type = _converter(types[0]), types[0]
+
+    def typed(delivery: Delivery) -> tuple[Any, ...]:
+        try:
+            payload = convert(delivery.event.data)
+        except (ValueError, TypeError) as error:
+            name = getattr(payload_type, "__name__", payload_type)
+            raise Reject(f"the payload does not fit {name}: {_reason(error)}", code=INVALID_PAYLOAD) from error
+        return (payload, delivery)[: len(types)]
+
+    return typed
+
+
+class _Misfit(ValueError):
+    """A payload that does not fit a dataclass; its text contains no values of the payload."""
+
+
+def _reason(error: Exception) -> str:
+    """Why a payload does not fit, without its values, which may be confidential."""
+    if isinstance(error, _Misfit) or type(error).__module__.partition(".")[0] == "msgspec":
+        return str(error)
+    if callable(errors := getattr(error, "errors", None)):
+        found = errors(include_url=False, include_context=False, include_input=False)
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
+    return safe_message(error)
+
+
+def _converter(payload_type: Any) -> Convert:
+    """The function that turns a decoded payload into the type; it raises ValueError or TypeError if that fails."""
+    if payload_type in (dict, Any, object, None) or typing.get_origin(payload_type) is dict:
+        return lambda data: data
+    if hasattr(payload_type, "model_validate"):
+        return payload_type.model_validate  # type: ignore[no-any-return]
+    if hasattr(payload_type, "__struct_fields__"):
+        import msgspec  # noqa: PLC0415 only users of msgspec have it
+
+        return partial(msgspec.convert, type=payload_type)
+    if dataclasses.is_dataclass(payload_type):
+        return partial(_dataclass, payload_type)
+    raise TypeError(f"{payload_type} is no dataclass and no model of pydantic or msgspec, and not dict")
+
+
+def _dataclass(payload_type: Any, data: Any) -> Any:
+    """An object of a dataclass. The values have the types that JSON gives them; nested dataclasses are built, too."""
+    if not isinstance(data, dict):
+        raise _Misfit("it is not an object")
+    hints = typing.get_type_hints(payload_type)
+    unknown = data.keys() - hints.keys()
+    if unknown:
+        raise _Misfit(f"unknown keys: {', '.join(sorted(unknown))}")
+    values = {}
+    for key, value in data.items():
+        wanted = hints[key]
+        if dataclasses.is_dataclass(wanted):
+            values[key] = _dataclass(wanted, value)
+            continue
+        if isinstance(wanted, type) and not isinstance(value, (float, int) if wanted is float else wanted):
+            raise _Misfit(f"{key} must be {wanted.__name__}, not {type(value).__name__}")
+        values[key] = value
+    required = [
+        f.name for f in dataclasses.fields(payload_type)
+        if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]  # fmt: skip
+    if missing := [name for name in required if name not in values]:
+        raise _Misfit(f"missing keys: {', '.join(missing)}")
+    return payload_type(**values)

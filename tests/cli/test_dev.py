@@ -1,0 +1,106 @@
+"""The command dev: a handler on the embedded server, with one file and one command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from cli.command import environment, refused
+
+SHOP = """
+from dataclasses import dataclass
+
+from iu_listen import on
+
+
+@dataclass
+class Order:
+    total: float
+
+
+@on("order_placed")
+def send_mail(order: Order) -> None:
+    with open("mails", "a") as file:
+        file.write(f"mail about {order.total}\\n")
+"""
+
+
+def iu_listen(folder: Path, *args: str) -> Any:
+    """Run a command in a directory, and return its answer."""
+    done = subprocess.run(
+        [sys.executable, "-m", "iu_listen", *args, "--json"],
+        cwd=folder,
+        env=environment(str(folder)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def mails(folder: Path, count: int) -> list[str]:
+    """The first lines of the file that the handler writes; waits for so many."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        path = folder / "mails"
+        lines = path.read_text().splitlines() if path.exists() else []
+        if len(lines) >= count:
+            return lines
+        time.sleep(0.1)
+    raise AssertionError(f"{count} mails did not come")
+
+
+@pytest.mark.slow
+def test_an_event_reaches_a_handler_and_a_change_is_seen(tmp_path):
+    """A file and a command are enough; a payload that does not fit becomes a dead letter; a change begins again.
+
+    Fails when: the types, the routes, the gates or the database need another step, or a change is not noticed.
+    """
+    (tmp_path / "shop.py").write_text(SHOP)
+    log = tmp_path / "log"
+    with log.open("w") as file, running(tmp_path, file):
+        wait_for(log, "listening")
+        for payload in ('{"total": 5}', '{"totl": 5}', '{"total": 6}'):
+            iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", payload)
+        assert mails(tmp_path, 2) == ["mail about 5", "mail about 6"]
+        (letter,) = iu_listen(tmp_path, "dead-letter", "list")
+        assert (letter["route"], letter["failure_code"]) == ("order_placed.send_mail", "invalid_payload")
+        (tmp_path / "shop.py").write_text(SHOP.replace("mail about", "letter about"))
+        wait_for(log, "shop.py has changed")
+        iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", '{"total": 8}')
+        assert mails(tmp_path, 3)[2] == "letter about 8"
+
+
+@contextmanager
+def running(folder: Path, log: IO[str]) -> Iterator[None]:
+    """Run dev in a directory."""
+    args = [sys.executable, "-m", "iu_listen", "dev", "--app", "shop"]
+    process = subprocess.Popen(args, cwd=folder, env=environment(str(folder)), stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def wait_for(log: Path, words: str) -> None:
+    """Wait until a log contains these words."""
+    until = time.monotonic() + 60
+    while words not in log.read_text():
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.1)
+
+
+def test_dev_refuses_every_other_database():
+    """With a database in the environment, dev opens no gate and names the other way."""
+    refused(2, "works on the embedded server only", "route sync")(
+        "dev", "--app", "shop", env={"IU_LISTEN_DSN": "postgresql://127.0.0.1:1/x"}
+    )
