@@ -18,7 +18,8 @@ create table public.event_type_registry (
 
 comment on table public.event_type_registry is
     'The event types that may be written to event_outbox; an unknown or inactive type is rejected.';
-comment on column public.event_type_registry.event_domain is 'Domain that owns the event type. The default worker reads domain iu.';
+comment on column public.event_type_registry.event_domain is
+    'Domain that owns the event type. The default worker reads domain iu.';
 comment on column public.event_type_registry.event_type is 'Name of the event type, in the past tense.';
 comment on column public.event_type_registry.event_stream is
     'The only stream on which events of this type are written.';
@@ -111,8 +112,8 @@ begin
 end
 $$;
 comment on function public.fn_event_type_validate() is
-    'Rejects an event whose type is not registered and active, whose stream or lane differs from the registry, or whose '
-    'payload has a forbidden key.';
+    'Rejects an event of a type that is not registered and active, with another stream or lane than that of its type, or '
+    'with a forbidden key in its payload.';
 
 create trigger trg_event_outbox_type_validate
     before insert on public.event_outbox

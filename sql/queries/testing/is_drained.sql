@@ -1,0 +1,12 @@
+-- Whether a worker has nothing to do now: no event waits to be routed, and no delivery can begin. Deliveries that wait
+-- for a retry, for an earlier delivery of their subject, or for a paused route can not.
+--
+-- $1 text  worker
+
+select not exists (select from public.v_iu_event_backlog b where b.worker_name = $1 and b.backlog > 0)
+   and not exists (
+       select from public.iu_route_delivery d
+         join public.v_iu_delivery r on r.route_code = d.route_code
+        where d.worker_name = $1 and r.paused_by is null and (d.due_at is null or d.due_at <= clock_timestamp())
+          and (d.subject_key is null
+               or d.id = (select h.id from public.fn_iu_delivery_first(d.route_code, d.subject_key) h)))

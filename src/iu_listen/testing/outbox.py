@@ -1,0 +1,193 @@
+"""An outbox for one test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from iu_listen.admin import gates, routes
+from iu_listen.admin.handlers import add_parts, missing_parts
+from iu_listen.app import Consumer
+from iu_listen.install import migrate
+from iu_listen.install.package import package_state
+from iu_listen.model.routing import DEFAULT_WORKER
+from iu_listen.model.settings import Settings
+from iu_listen.postgres import queries
+from iu_listen.postgres.session import Connection, session
+from iu_listen.targets.handlers import Handler
+from iu_listen.targets.python import PythonTarget
+
+#: Interval at which drain() looks whether everything is done, in seconds.
+POLL_INTERVAL = 0.01
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """One event of the outbox.
+
+    Attributes:
+        type: Its event type.
+        payload: Its payload.
+        subject: The id of its subject; None: it has none.
+    """
+
+    type: str
+    payload: dict[str, Any]
+    subject: str | None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The last attempt of one event on one route.
+
+    Attributes:
+        event: The event.
+        route: Code of the route.
+        status: ``sent``, ``failed``, ``skipped`` or ``dry_run``.
+        dead_letter: Whether it became a dead letter.
+        failure_code: The failure code; None: it did not fail.
+    """
+
+    event: Emitted
+    route: str
+    status: str
+    dead_letter: bool
+    failure_code: str | None
+
+
+class Outbox:
+    """The outbox of one test, in a database of its own.
+
+    Args:
+        dsn: The database, with the package and open gates.
+        handlers: The handlers of the application.
+
+    Attributes:
+        dsn: Connection string of the database, for the application under test.
+    """
+
+    def __init__(self, dsn: str, handlers: Iterable[PythonTarget] = ()) -> None:
+        self.dsn = dsn
+        self._handlers = list(handlers)
+
+    async def drain(self, *handlers: PythonTarget, seconds: float = 10) -> list[Decided]:
+        """Run the consumer until every event is routed, and every delivery that can begin is settled.
+
+        Args:
+            handlers: Further handlers, besides those of the application.
+            seconds: Longest duration, in seconds.
+
+        Returns:
+            The last attempt of each event and route, in the order of the events.
+
+        Raises:
+            AssertionError: Something is not done after ``seconds`` seconds.
+        """
+        own = [*self._handlers, *handlers]
+        async with self._session() as connection:
+            await prepare_handlers(connection, own)
+            settings = Settings(dsn=self.dsn, linger=0.0, listen=False, poll_interval=0.01)
+            async with Consumer(settings, targets=own, observers=(), wait=seconds):
+                until = anyio.current_time() + seconds
+                while not await queries.value(connection, "testing/is_drained", DEFAULT_WORKER):
+                    assert anyio.current_time() < until, f"events or deliveries still wait after {seconds:g} s"
+                    await anyio.sleep(POLL_INTERVAL)
+        return await self.decided()
+
+    async def emitted(self, event_type: str | None = None) -> list[Emitted]:
+        """The events that were written, in order; of one type, or of all."""
+        async with self._session() as connection:
+            rows = await queries.rows(connection, "testing/events", event_type)
+        return [Emitted(row["event_type"], json.loads(row["payload"]), row["subject"]) for row in rows]
+
+    async def decided(self, route: str | None = None) -> list[Decided]:
+        """The last attempt of each event, in the order of the events; on one route, or on all."""
+        async with self._session() as connection:
+            rows = await queries.rows(connection, "testing/attempts", route)
+        return [
+            Decided(
+                Emitted(row["event_type"], json.loads(row["payload"]), row["subject"]), row["route_code"],
+                row["status"], row["decision"] == "dead_letter", row["failure_code"],
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    async def assert_emitted(
+        self, event_type: str, payload: Mapping[str, Any] | None = None, *, count: int | None = None
+    ) -> None:
+        """Assert that events of a type were written.
+
+        Args:
+            event_type: The event type.
+            payload: Keys and values that the payload of such an event has; further keys are possible.
+            count: Exact number of such events. Default: at least one.
+
+        Raises:
+            AssertionError: There is no such event, or another number; the message lists the events.
+        """
+        found = [e for e in await self.emitted(event_type) if _matches(e, payload)]
+        _expect(f"{event_type} {dict(payload or {})}", len(found), count, await self.emitted())
+
+    async def assert_delivered(
+        self, route: str, payload: Mapping[str, Any] | None = None, *, count: int | None = None
+    ) -> None:
+        """Assert that events were delivered on a route; the arguments are those of assert_emitted()."""
+        decided = await self.decided(route)
+        found = [d for d in decided if d.status == "sent" and _matches(d.event, payload)]
+        _expect(f"delivery on {route} {dict(payload or {})}", len(found), count, decided)
+
+    async def assert_dead_lettered(self, route: str, code: str | None = None, *, count: int | None = None) -> None:
+        """Assert that events became dead letters on a route, with a failure code.
+
+        Args:
+            route: Code of the route.
+            code: The failure code. Default: any.
+            count: Exact number of dead letters. Default: at least one.
+
+        Raises:
+            AssertionError: There is no such dead letter, or another number; the message lists the attempts.
+        """
+        decided = await self.decided(route)
+        found = [d for d in decided if d.dead_letter and code in (None, d.failure_code)]
+        _expect(f"dead letter on {route} {code or ''}".strip(), len(found), count, decided)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Connection]:
+        async with session(self.dsn, name="iu-listen testing") as connection:
+            yield connection
+
+
+async def prepare(dsn: str, handlers: Iterable[PythonTarget]) -> None:
+    """Create the neutral base and the package in an empty database, open its gates, and add the handlers."""
+    async with session(dsn, name="iu-listen testing") as connection:
+        await migrate.apply_base(connection, "neutral")
+        await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
+        for gate in ("master", "worker", "delivery"):
+            await gates.set_gate(connection, gate, opened=True)
+        await prepare_handlers(connection, handlers)
+
+
+async def prepare_handlers(connection: Connection, handlers: Iterable[PythonTarget]) -> None:
+    """Add the event types and routes of handlers that are missing, with live routes of one attempt."""
+    found = [handler for handler in handlers if isinstance(handler, Handler)]
+    parts = await missing_parts(connection, found)
+    await add_parts(connection, parts)
+    for code, _ in parts.routes:
+        await routes.route_live(connection, code, live=True, why="a test", actor=None)
+    if parts.routes:
+        await queries.rows(connection, "testing/set_attempts", 1)
+
+
+def _matches(event: Emitted, payload: Mapping[str, Any] | None) -> bool:
+    return all(key in event.payload and event.payload[key] == value for key, value in (payload or {}).items())
+
+
+def _expect(what: str, found: int, count: int | None, there: object) -> None:
+    wanted = "at least 1" if count is None else str(count)
+    enough = found >= 1 if count is None else found == count
+    assert enough, f"{what}: found {found}, expected {wanted}; there is {there}"
