@@ -163,7 +163,7 @@ def print_report(report: Report) -> None:
         ("sessions of producers ended by faults", report.sessions_cut), ("starts of consumers", report.consumer_starts),
         ("largest number of sessions of consumers", report.sessions), ("dead letters", report.dead_letters),
         ("transactions lost by a promotion", report.lost_by_promotion),
-        ("wake-ups by NOTIFY / lost", f"{report.wakes.get('notify', 0)} / {report.wakes.get('lost', 0)}"),
+        ("wake-ups by NOTIFY / missed notifications", f"{report.wakes.get('notify', 0)} / {report.wakes.get('lost', 0)}"),
     ]  # fmt: skip
     for name, seconds in report.decided_after.items():
         totals.append((f"time from commit to attempt without a fault, {name}", f"{1000 * seconds:.0f} ms"))

@@ -40,6 +40,7 @@ from iu_listen.cli import (
     status,
     streams,
     traces,
+    worker,
 )
 from iu_listen.cli.exit_timer import EXIT_INTERNAL_ERROR
 from iu_listen.model.errors import IuListenError
@@ -91,6 +92,7 @@ for group in (
     route,
     route_add,
     route_policy,
+    worker,
     delivery,
     dead_letter,
     dead_letter_replay,
