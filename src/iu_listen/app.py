@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ from iu_listen.flow.ports import (
 )
 from iu_listen.flow.trace_export import SMALL_PAGE_ROWS, TraceExport
 from iu_listen.install import requirements
-from iu_listen.model.errors import DatabaseUnreachable, safe_message
+from iu_listen.model.errors import DatabaseUnreachable, SessionLost, safe_message
 from iu_listen.model.observation import LeaseTaken, Observation, SessionFailed, StandingBy
 from iu_listen.model.settings import Settings
 from iu_listen.model.text import visible
@@ -40,6 +41,7 @@ from iu_listen.postgres.earlier_sessions import EarlierSessions
 from iu_listen.postgres.listener import listener_session
 from iu_listen.postgres.metrics import metrics_session
 from iu_listen.postgres.monitor import monitor_session
+from iu_listen.postgres.queries import value
 from iu_listen.postgres.session import session
 from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
@@ -50,6 +52,8 @@ from iu_listen.telemetry.logs import LogObserver, StandardLog
 
 #: Name of the trace export. There is only one.
 TRACE_EXPORT_NAME: Final = "traces"
+#: Interval at which drained() looks whether there is something to do, in seconds.
+DRAIN_INTERVAL: Final = 0.01
 
 
 class PostgresSessions:
@@ -241,6 +245,27 @@ class Consumer:
                 "The consumer goes on trying until the program stops it.",
             )
 
+    async def drained(self, seconds: float = math.inf) -> None:
+        """Wait until there is nothing to do now: every event is routed, and no delivery can begin.
+
+        Deliveries that wait for a retry, for an earlier delivery of their subject, or for a paused route are left.
+
+        Args:
+            seconds: Longest wait, in seconds.
+
+        Raises:
+            TimeoutError: There is still something to do after ``seconds`` seconds.
+        """
+        with anyio.fail_after(seconds):
+            while True:
+                try:
+                    async with session(self._settings.dsn, name="iu-listen drained") as connection:
+                        while not await value(connection, "is_drained", self._settings.worker):  # noqa: ASYNC110
+                            await anyio.sleep(DRAIN_INTERVAL)
+                        return
+                except (DatabaseUnreachable, SessionLost):
+                    await anyio.sleep(min(self._settings.reconnect_max, 0.2))
+
     async def __aenter__(self) -> Self:
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
@@ -270,6 +295,7 @@ async def serve(
     measuring: bool = False,
     targets: Targets | None = None,
     batches: bool = True,
+    until_idle: bool = False,
 ) -> None:
     """Run a consumer until SIGTERM, SIGINT or SIGHUP. Then shut it down within ``settings.grace_period`` seconds.
 
@@ -283,6 +309,7 @@ async def serve(
         measuring: True: measure the database for the observers.
         targets: Targets of live routes; None: only targets that are not coroutines.
         batches: True: an observer exports a live span of each batch, so the spans of attempts link to it.
+        until_idle: True: end also when there is nothing to do, as Consumer.drained() says.
     """
     consumer = Consumer(settings, targets=targets or (), observers=observers, measuring=measuring)
     consumer.sessions.batches = batches
@@ -294,12 +321,20 @@ async def serve(
                 sys.setswitchinterval(0.0005)
                 tasks.start_soon(TraceExport(consumer.sessions, collector, consumer.observers, SMALL_PAGE_ROWS).run)
             async with stopped_by_signals(tasks, consumer.stop, settings.grace_period):
+                if until_idle:
+                    tasks.start_soon(_stop_when_drained, consumer)
                 await consumer.run(database)
             tasks.cancel_scope.cancel()
     finally:
         # The event loop resets the handlers to the defaults. Restore them, so that later code can be ended in order.
         for number, handler in handlers_before.items():
             signal.signal(number, handler)
+
+
+async def _stop_when_drained(consumer: Consumer) -> None:
+    await consumer.ready(math.inf)
+    await consumer.drained()
+    consumer.stop("there is nothing to do")
 
 
 def _stop_signals() -> list[signal.Signals]:

@@ -18,7 +18,7 @@ from iu_listen.flow.ports import Observer
 from iu_listen.install import requirements
 from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.install.preflight import ApplyOptions
-from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
 from iu_listen.targets import Targets
@@ -67,6 +67,10 @@ def run(
         str | None,
         Parameter(help="Location of the coroutines to which live routes deliver: module, or module:attribute."),
     ] = None,
+    until_idle: Annotated[
+        bool,
+        Parameter(help="End when every event is routed and no delivery can begin.", negative=()),
+    ] = False,
     options: ConnectionOptions | None = None,
 ) -> int:
     """Run the consumer until SIGTERM or SIGINT. The running batch is completed; a second signal ends it at once.
@@ -82,23 +86,28 @@ def run(
     }  # fmt: skip
     with open_context(options, **overrides) as context:
         configure(context.settings.log_format)
-        run_service(context)
+        run_service(context, until_idle=until_idle)
     return 0
 
 
-def run_service(context: CommandContext) -> None:
-    """Run the consumer with the settings of the context until it is asked to stop."""
+def run_service(context: CommandContext, *, until_idle: bool = False) -> None:
+    """Run the consumer with the settings of the context until it is asked to stop, or there is nothing to do."""
     exit_timer = ExitTimer(context.settings.grace_period)
-    anyio.run(_check_then_serve, context, exit_timer)
+    anyio.run(_check_then_serve, context, exit_timer, until_idle)
     exit_timer.loop_ended()
 
 
-async def _check_then_serve(context: CommandContext, exit_timer: ExitTimer) -> None:
+async def _check_then_serve(context: CommandContext, exit_timer: ExitTimer, until_idle: bool) -> None:
     """Check the preconditions, then serve. An error of a check ends the process; later errors lead to retries."""
     async with context.session() as connection:
         await requirements.require_primary(connection)
         await requirements.require_package(connection)
         await requirements.require_worker(connection, context.settings.worker)
+        if until_idle and (closed := await gates.closed_gates(connection)):
+            raise Refused(
+                f"with --until-idle nothing would be done: closed gates: {', '.join(closed)}",
+                f"Open it first: iu-listen gate open {closed[0]}",
+            )
         target = (await queries.rows(connection, "target"))[0]
     functions = load(context.settings.app) if context.settings.app else ()
     targets = Targets(
@@ -123,7 +132,7 @@ async def _check_then_serve(context: CommandContext, exit_timer: ExitTimer) -> N
     try:
         await serve(
             context.settings, observers, database, collector=traces, measuring=metrics is not None, targets=targets,
-            batches=samples_all(os.environ),
+            batches=samples_all(os.environ), until_idle=until_idle,
         )  # fmt: skip
         code = 0
     finally:

@@ -8,22 +8,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import anyio
-
 from iu_listen.admin import gates, routes
 from iu_listen.admin.handlers import add_parts, missing_parts
 from iu_listen.app import Consumer
 from iu_listen.install import migrate
 from iu_listen.install.package import package_state
-from iu_listen.model.routing import DEFAULT_WORKER
 from iu_listen.model.settings import Settings
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection, session
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import PythonTarget
-
-#: Interval at which drain() looks whether everything is done, in seconds.
-POLL_INTERVAL = 0.01
 
 
 @dataclass(frozen=True)
@@ -91,12 +85,12 @@ class Outbox:
         own = [*self._handlers, *handlers]
         async with self._session() as connection:
             await prepare_handlers(connection, own)
-            settings = Settings(dsn=self.dsn, linger=0.0, listen=False, poll_interval=0.01)
-            async with Consumer(settings, targets=own, observers=(), wait=seconds):
-                until = anyio.current_time() + seconds
-                while not await queries.value(connection, "testing/is_drained", DEFAULT_WORKER):
-                    assert anyio.current_time() < until, f"events or deliveries still wait after {seconds:g} s"
-                    await anyio.sleep(POLL_INTERVAL)
+        settings = Settings(dsn=self.dsn, listen=False, poll_interval=0.01)
+        async with Consumer(settings, targets=own, observers=(), wait=seconds) as consumer:
+            try:
+                await consumer.drained(seconds)
+            except TimeoutError as error:
+                raise AssertionError(f"events or deliveries still wait after {seconds:g} s") from error
         return await self.decided()
 
     async def emitted(self, event_type: str | None = None) -> list[Emitted]:
