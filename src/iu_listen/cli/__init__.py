@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 from iu_listen.cli import (
     attempts,
     completeness,
+    completion,
     cursor,
     dead_letter,
     dead_letter_replay,
@@ -100,6 +101,7 @@ for group in (
     retention,
     traces,
     emit,
+    completion,
 ):
     group.register(app)
 
