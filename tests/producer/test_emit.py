@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime as dt
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -13,9 +14,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import django
 import psycopg
 import pytest
 import sqlalchemy
+from django.conf import settings
+from django.db.utils import ConnectionHandler
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -108,8 +112,38 @@ async def with_session(dsn: str, work) -> Any:
         return await work(_waiting(lambda *a, **k: emit(opened, *a, **k)), execute)
 
 
+async def with_django(dsn: str, work) -> Any:
+    """A connection of Django, in a transaction; it refuses an event loop unless the environment allows it."""
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    if not settings.configured:
+        settings.configure(USE_TZ=True)
+        django.setup()
+    parts = psycopg.conninfo.conninfo_to_dict(dsn)
+    database = {
+        "ENGINE": "django.db.backends.postgresql", "NAME": parts["dbname"], "USER": parts.get("user", ""),
+        "HOST": parts.get("host", ""), "PORT": parts.get("port", ""), "PASSWORD": parts.get("password", ""),
+    }  # fmt: skip
+    connection = ConnectionHandler({"default": database})["default"]
+
+    def execute(text: str) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(text)
+
+    connection.set_autocommit(False)
+    try:
+        answer = await work(_waiting(lambda *a, **k: emit(connection, *a, **k)), _waiting(execute))
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+    finally:
+        connection.close()
+    return answer
+
+
 KINDS = (
     with_asyncpg, with_psycopg_async, with_sqlalchemy_async, with_async_session, with_psycopg, with_sqlalchemy, with_session,
+    with_django,
 )  # fmt: skip
 every_kind = pytest.mark.parametrize("opened", KINDS, ids=lambda kind: kind.__name__.removeprefix("with_"))
 
