@@ -128,7 +128,7 @@ def test_demo(place):
 
 PHASES = (
     "1. An embedded PostgreSQL server",
-    "2. The substrate",
+    "2. The base",
     "3. The probe",
     "4. Single events",
     "5. A burst",

@@ -109,18 +109,21 @@ class Upgrade(Storm):
     async def _beat(self) -> None:
         """Commit an event every PACE seconds."""
         session = await self.environment.connect("storm metronome")
-        while True:
-            tx = self.model.begin("probe")
-            event, began = tx.event(*tx.add()), time.time()
-            await session.execute(
-                """insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
-                   values ($1, 'iu', 'version_applied', 'update', 'immediate')""",
-                event,
-            )
-            tx.state, ended = TransactionState.COMMITTED, time.time()
-            self._beats.append((tx, ended))
-            self.longest_commit = max(self.longest_commit, ended - began)
-            await asyncio.sleep(max(0.0, PACE - (ended - began)))
+        try:
+            while True:
+                tx = self.model.begin("probe")
+                event, began = tx.event(*tx.add()), time.time()
+                await session.execute(
+                    """insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane)
+                       values ($1, 'iu', 'version_applied', 'update', 'immediate')""",
+                    event,
+                )
+                tx.state, ended = TransactionState.COMMITTED, time.time()
+                self._beats.append((tx, ended))
+                self.longest_commit = max(self.longest_commit, ended - began)
+                await asyncio.sleep(max(0.0, PACE - (ended - began)))
+        finally:
+            session.terminate()
 
     async def _verify(self) -> None:
         await super()._verify()
