@@ -1,0 +1,164 @@
+"""The configuration file: plan, apply and show, and what is wrong in a file."""
+
+from __future__ import annotations
+
+import pytest
+
+from cli.command import Done, on_one_server, portrait, refused, run, value
+from iu_listen.model.config_file import ConfigFile, RouteEntry, TypeEntry, parse
+from iu_listen.model.errors import ConfigurationError
+
+FILE = """
+[types.order_placed]
+
+[types."order.paid"]
+stream = "money"
+
+[routes.crm]
+type = "order_placed"
+to = "https://a.example/x"
+policy = { attempts = 3, order = "subject", target = { mode = "binary" } }
+
+[routes.mail]
+type = "order.paid"
+to = "send_mail"
+
+[workers.crm]
+domain = "crm"
+
+[retention]
+events = "90 days"
+"""
+
+
+@pytest.fixture
+def neutral(empty) -> str:
+    """The DSN of a database on which init has run."""
+    assert run("init", dsn=empty.dsn).code == 0
+    return empty.dsn
+
+
+@pytest.fixture
+def file(tmp_path) -> str:
+    """The path of a file with FILE."""
+    path = tmp_path / "iu-listen.toml"
+    path.write_text(FILE)
+    return str(path)
+
+
+def ok(*args: str, dsn: str) -> Done:
+    done = run("config", *args, dsn=dsn)
+    assert done.code == 0, done.out + done.err
+    return done
+
+
+@on_one_server
+def test_a_file_is_planned_applied_and_shown(neutral, file, tmp_path):
+    """plan changes nothing, apply makes every difference, and show prints a file without a difference.
+
+    Fails when: plan writes, a difference is found again after apply, or show leaves something out.
+    """
+    before = portrait(neutral)
+    plan = ok("plan", "--file", file, "--json", dsn=neutral).json
+    assert portrait(neutral) == before
+    assert [(c["kind"], c["name"]) for c in plan["changes"]] == [
+        ("type", "order_placed"), ("type", "order.paid"), ("worker", "crm"), ("route", "crm"), ("policy", "crm"),
+        ("route", "mail"), ("retention", "events"),
+    ]  # fmt: skip
+    refused(1, "nothing was changed", "--yes")("config", "apply", "--file", file, dsn=neutral)
+    assert portrait(neutral) == before
+    assert "7 changes made" in ok("apply", "--file", file, "--yes", dsn=neutral).out
+    assert "The database is as the file says." in ok("apply", "--file", file, "--yes", dsn=neutral).out
+    assert value(neutral, "select dry_run from iu_outbound_route where route_code = 'crm'")
+    shown = tmp_path / "shown.toml"
+    shown.write_text(ok("show", dsn=neutral).out)
+    assert ok("plan", "--file", str(shown), "--json", dsn=neutral).json["changes"] == []
+    assert {t.name for t in parse(shown.read_text()).types} == {"order_placed", "order.paid"}
+
+
+@on_one_server
+def test_other_entries_stay(neutral, file):
+    """An entry that the file does not name stays, and a changed policy is set to that of the file."""
+    for args in (
+        ("event-type", "add", "other"), ("route", "add", "own", "--type", "other", "--to", "x"),
+    ):  # fmt: skip
+        assert run(*args, dsn=neutral).code == 0
+    ok("apply", "--file", file, "--yes", dsn=neutral)
+    assert run("route", "policy", "crm", "attempts=9", "backoff=2", dsn=neutral).code == 0
+    (change,) = ok("plan", "--file", file, "--json", dsn=neutral).json["changes"]
+    assert change["kind"] == "policy"
+    ok("apply", "--file", file, "--yes", dsn=neutral)
+    assert (
+        value(neutral, "select delivery_policy ->> 'attempts' from iu_outbound_route where route_code = 'crm'") == "3"
+    )
+    assert value(neutral, "select count(*) from iu_outbound_route where route_code = 'own'") == 1
+
+
+@on_one_server
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('stream = "money"', 'stream = "cash"', "has stream money"),
+        ("https://a.example/x", "https://b.example/x", "route crm delivers order_placed to external_endpoint"),
+        ('domain = "crm"', 'domain = "erp"', "worker crm reads domain crm"),
+        ("https://a.example/x", "nats://ann:canary@a.example/x", "contains a password"),
+    ],
+)
+def test_a_property_that_does_not_change_is_refused(neutral, file, tmp_path, old, new, says):
+    """A stream, a target or a domain that differs is refused with both values, and nothing changes."""
+    ok("apply", "--file", file, "--yes", dsn=neutral)
+    before = portrait(neutral)
+    other = tmp_path / "other.toml"
+    other.write_text(FILE.replace(old, new).replace("[types.order_placed]", "[types.order_placed]\n[types.new]"))
+    done = refused(1, says)("config", "apply", "--file", str(other), "--yes", dsn=neutral)
+    assert "canary" not in done.err
+    assert portrait(neutral) == before
+
+
+@on_one_server
+def test_an_apply_that_fails_changes_nothing(neutral, file, tmp_path):
+    """If one change fails, the others are rolled back.
+
+    Fails when: each change is a transaction of its own.
+    """
+    other = tmp_path / "other.toml"
+    other.write_text(FILE.replace("attempts = 3", "attempts = -3"))
+    before = portrait(neutral)
+    refused(1, "attempts")("config", "apply", "--file", str(other), "--yes", dsn=neutral)
+    assert portrait(neutral) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "hint"),
+    [
+        ("[types.a]\nstreem = 'x'\n", "line 2: unknown key streem of [types.a]", "Did you mean stream?"),
+        ("\n\n[route.crm]\n", "line 3: unknown key route", "Did you mean routes?"),
+        ("[routes.crm]\ntype = 'a'\n", "line 1: [routes.crm] lacks to", ""),
+        ("[routes.crm]\ntype = 5\nto = 'x'\n", "line 2: type of [routes.crm] must be a text, not 5", ""),
+        ("[routes.crm]\ntype = 'a'\nto = 'x'\npolicy = 3\n", "line 4: policy of [routes.crm] must be a table", ""),
+        ("types = 3\n", "line 1: types must be a table", ""),
+        ("[workers]\ncrm = 'crm'\n", "line 2: [workers.crm] must be a table", ""),
+        ("[retention]\nevent = '1 day'\n", "line 2: unknown key event of [retention]", "Did you mean events?"),
+        ("[types.a\n", "the file is not TOML", "toml.io"),
+    ],
+)
+def test_what_is_wrong_in_a_file_has_a_line(text, says, hint):
+    """Each mistake names its line, and an unknown key the nearest valid one."""
+    with pytest.raises(ConfigurationError) as error:
+        parse(text)
+    assert says in error.value.message
+    assert hint in error.value.hint
+
+
+def test_a_file_is_read():
+    """Defaults are filled in, and names with dots are possible."""
+    config = parse(FILE)
+    assert config.types == (TypeEntry("order_placed"), TypeEntry("order.paid", stream="money"))
+    assert config.routes[1] == RouteEntry("mail", "order.paid", "send_mail")
+    assert (config.workers, config.retention) == ({"crm": "crm"}, {"events": "90 days"})
+    assert parse("") == ConfigFile()
+
+
+def test_a_missing_file_is_named():
+    """A file that does not exist is an error that names it."""
+    refused(2, "nowhere.toml cannot be read", "config show")("config", "plan", "--file", "nowhere.toml")
