@@ -1,21 +1,21 @@
 """The plugin of pytest: one embedded server for a session, and one database for each test, copied from a template.
 
-``iu_listen_app`` in the configuration of pytest names the module of the handlers, as ``--app`` does.
+``iu_listen_app`` in the configuration of pytest names the module of the handlers, as ``--app`` does. pytest loads this
+module wherever iu-listen is installed, so everything else is imported by the fixtures.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import anyio
 import pytest
 
-from iu_listen import embedded
-from iu_listen.postgres.session import session
-from iu_listen.targets.python import PythonTarget, load
-from iu_listen.testing.outbox import Outbox, prepare
+if TYPE_CHECKING:
+    from iu_listen.embedded import Server
+    from iu_listen.targets.python import PythonTarget
+    from iu_listen.testing.outbox import Outbox
 
 TEMPLATE = "iu_template"
 
@@ -28,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def iu_listen_handlers(request: pytest.FixtureRequest) -> list[PythonTarget]:
     """The handlers of the application, from the setting iu_listen_app. Override it for other handlers."""
+    from iu_listen.targets.python import load  # noqa: PLC0415
+
     app = str(request.config.getini("iu_listen_app"))
     return load(app) if app else []
 
@@ -35,29 +37,43 @@ def iu_listen_handlers(request: pytest.FixtureRequest) -> list[PythonTarget]:
 @pytest.fixture(scope="session")
 def iu_listen_server(
     tmp_path_factory: pytest.TempPathFactory, iu_listen_handlers: list[PythonTarget]
-) -> Iterator[embedded.Server]:
+) -> Iterator[Server]:
     """An embedded PostgreSQL server with a template database: the package with open gates, and the handlers."""
+    import anyio  # noqa: PLC0415
+
+    from iu_listen import embedded  # noqa: PLC0415
+    from iu_listen.testing.outbox import prepare  # noqa: PLC0415
+
     folder = tmp_path_factory.mktemp("iu-listen")
     # PostgreSQL runs as another account if the tests run as root.
     for path in (folder, *folder.parents[:2]):
         path.chmod(path.stat().st_mode | 0o055)
-    with embedded.running(Path(folder), durable=False) as server:
-        anyio.run(_administer, server, f"create database {TEMPLATE}")
+    with embedded.running(folder, durable=False) as server:
+        _administer(server, f"create database {TEMPLATE}")
         anyio.run(prepare, server.dsn(TEMPLATE), iu_listen_handlers)
         yield server
 
 
-async def _administer(server: embedded.Server, statement: str) -> None:
-    async with session(server.dsn("postgres"), name="iu-listen testing") as connection:
-        await connection.execute(statement)
-
-
 @pytest.fixture
-def iu_outbox(iu_listen_server: embedded.Server, iu_listen_handlers: list[PythonTarget]) -> Iterator[Outbox]:
+def iu_outbox(iu_listen_server: Server, iu_listen_handlers: list[PythonTarget]) -> Iterator[Outbox]:
     """The outbox of one test, in a database of its own."""
+    from iu_listen.testing.outbox import Outbox  # noqa: PLC0415
+
     name = f"iu_{secrets.token_hex(6)}"
-    anyio.run(_administer, iu_listen_server, f"create database {name} template {TEMPLATE} strategy file_copy")
+    _administer(iu_listen_server, f"create database {name} template {TEMPLATE} strategy file_copy")
     try:
         yield Outbox(iu_listen_server.dsn(name), iu_listen_handlers)
     finally:
-        anyio.run(_administer, iu_listen_server, f"drop database {name} with (force)")
+        _administer(iu_listen_server, f"drop database {name} with (force)")
+
+
+def _administer(server: Server, statement: str) -> None:
+    import anyio  # noqa: PLC0415
+
+    from iu_listen.postgres.session import session  # noqa: PLC0415
+
+    async def run() -> None:
+        async with session(server.dsn("postgres"), name="iu-listen testing") as connection:
+            await connection.execute(statement)
+
+    anyio.run(run)
