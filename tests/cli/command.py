@@ -182,6 +182,14 @@ def running(*args: str, **how: Any) -> Iterator[Running]:
         command.close()
 
 
+def wait_for_words(log: Path, words: str, seconds: float = 60) -> None:
+    """Wait until a file contains these words."""
+    until = time.monotonic() + seconds
+    while words not in log.read_text():
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.1)
+
+
 # -- a changed copy of iu-listen ---------------------------------------------------------------------------------
 
 

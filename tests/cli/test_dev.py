@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 
-from cli.command import environment, refused
+from cli.command import environment, refused, wait_for_words
 
 SHOP = """
 from dataclasses import dataclass
@@ -67,14 +67,14 @@ def test_an_event_reaches_a_handler_and_a_change_is_seen(tmp_path):
     (tmp_path / "shop.py").write_text(SHOP)
     log = tmp_path / "log"
     with log.open("w") as file, running(tmp_path, file):
-        wait_for(log, "listening")
+        wait_for_words(log, "listening")
         for payload in ('{"total": 5}', '{"totl": 5}', '{"total": 6}'):
             iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", payload)
         assert mails(tmp_path, 2) == ["mail about 5", "mail about 6"]
         (letter,) = iu_listen(tmp_path, "dead-letter", "list")
         assert (letter["route"], letter["failure_code"]) == ("order_placed.send_mail", "invalid_payload")
         (tmp_path / "shop.py").write_text(SHOP.replace("mail about", "letter about"))
-        wait_for(log, "shop.py has changed")
+        wait_for_words(log, "shop.py has changed")
         iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", '{"total": 8}')
         assert mails(tmp_path, 3)[2] == "letter about 8"
 
@@ -89,14 +89,6 @@ def running(folder: Path, log: IO[str]) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def wait_for(log: Path, words: str) -> None:
-    """Wait until a log contains these words."""
-    until = time.monotonic() + 60
-    while words not in log.read_text():
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.1)
 
 
 def test_dev_refuses_every_other_database():

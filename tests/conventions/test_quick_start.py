@@ -6,13 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from cli.command import wait_for_words
 from conventions.files import ROOT
 
 PAGE = (ROOT / "docs/tutorial/first-event.md").read_text()
@@ -70,20 +70,12 @@ def test_the_first_minute(tmp_path: Path, installed: dict[str, str]):
     with log.open("w") as file:
         process = subprocess.Popen(shlex.split(develop), cwd=folder, env=installed, stdout=file, stderr=file)
         try:
-            wait_for(log, "listening")
+            wait_for_words(log, "listening")
             done = subprocess.run(
                 shlex.split(emit), cwd=folder, env=installed, capture_output=True, text=True, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
-            wait_for(log, "mail about an order of 5")
+            wait_for_words(log, "mail about an order of 5")
         finally:
             process.terminate()
             process.wait(30)
-
-
-def wait_for(log: Path, words: str) -> None:
-    """Wait until a log contains these words."""
-    until = time.monotonic() + 60
-    while words not in log.read_text():
-        assert time.monotonic() < until, log.read_text()
-        time.sleep(0.1)

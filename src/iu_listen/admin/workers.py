@@ -28,12 +28,12 @@ async def add_worker(connection: Connection, name: str, domain: str) -> None:
         raise Refused(f"there is a worker {name} already", "iu-listen worker list shows all workers.")
 
 
-async def remove_worker(connection: Connection, name: str) -> None:
-    """Remove a worker and its cursor. Its attempts and dead letters stay.
+async def require_removable(connection: Connection, name: str) -> None:
+    """Make sure that a worker exists, is not the default worker, and has no consumer.
 
     Raises:
         ConfigurationError: There is no such worker.
-        Refused: It is the default worker, a consumer works for it, or its deliveries wait.
+        Refused: It is the default worker, or a consumer works for it.
     """
     if not await value(connection, "cursor_exists", name):
         raise ConfigurationError(f"there is no worker {name}", "iu-listen worker list shows all workers.")
@@ -42,7 +42,13 @@ async def remove_worker(connection: Connection, name: str) -> None:
     (lease,) = await rows(connection, "lease_holder", LEASE_KEY, name)
     if lease["description"] and not lease["all_unauthorized"]:
         raise Refused(f"a consumer works for {name}: {lease['description']}", "Stop the consumer first.")
+
+
+async def remove_worker(connection: Connection, name: str) -> None:
+    """Remove a worker and its cursor. Its attempts and dead letters stay.
+
+    Raises:
+        Refused: Its deliveries wait.
+    """
     if not await rows(connection, "worker/remove", name):
-        raise Refused(
-            f"deliveries of {name} wait", "iu-listen delivery list; iu-listen delivery cancel ROUTE ends them."
-        )
+        raise Refused(f"deliveries of {name} wait", "See iu-listen delivery list, and delivery cancel ROUTE.")

@@ -10,9 +10,9 @@ from cyclopts import App, Parameter
 from iu_listen.admin import event_types
 from iu_listen.admin.event_types import DEFAULT_DOMAIN
 from iu_listen.cli import output
-from iu_listen.cli.confirm import require_confirmation
 from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.parameters import NoQuestion, Plan
+from iu_listen.cli.removal import remove
 from iu_listen.install import requirements
 
 #: The columns of an event type that the table shows.
@@ -73,23 +73,11 @@ def type_remove(
     options: ConnectionOptions | None = None,
 ) -> int:
     """Remove an event type that has no routes: no further event of it can be written. Its events stay."""
-
-    async def run() -> None:
-        async with connected(options) as (_, connection):
-            await requirements.require_base(connection)
-            await requirements.require_primary(connection)
-            await event_types.require_type(connection, name, domain=domain)
-            if plan:
-                return
-            require_confirmation(f"Remove the event type {name}?", yes=yes)
-            await event_types.remove_type(connection, name, domain=domain)
-
-    anyio.run(run)
-    if options and options.json:
-        output.as_json({"event_type": name, "done": not plan})
-    else:
-        output.line(f"Plan: the event type {name} would be removed." if plan else f"The event type {name} was removed.")
-    return 0
+    return remove(
+        "event type", name, options, plan=plan, yes=yes,
+        require=lambda connection: event_types.require_type(connection, name, domain=domain),
+        delete=lambda connection: event_types.remove_type(connection, name, domain=domain),
+    )  # fmt: skip
 
 
 def _print_types(options: ConnectionOptions | None, name: str | None = None, domain: str | None = None) -> int:

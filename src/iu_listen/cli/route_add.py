@@ -15,6 +15,7 @@ from iu_listen.cli.confirm import require_confirmation
 from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.event_type import Domain
 from iu_listen.cli.parameters import NoQuestion, Plan
+from iu_listen.cli.removal import remove
 from iu_listen.cli.route import print_routes, route
 from iu_listen.install import requirements
 from iu_listen.targets.handlers import Handler
@@ -63,23 +64,11 @@ def route_remove(
     options: ConnectionOptions | None = None,
 ) -> int:
     """Remove a route that is not live and has no deliveries. Its attempts and dead letters stay."""
-
-    async def run() -> None:
-        async with connected(options) as (_, connection):
-            await requirements.require_package(connection)
-            await requirements.require_primary(connection)
-            await routes.switches(connection, code)
-            if plan:
-                return
-            require_confirmation(f"Remove the route {code}?", yes=yes)
-            await routes.remove_route(connection, code)
-
-    anyio.run(run)
-    if options and options.json:
-        output.as_json({"route": code, "done": not plan})
-    else:
-        output.line(f"Plan: the route {code} would be removed." if plan else f"The route {code} was removed.")
-    return 0
+    return remove(
+        "route", code, options, plan=plan, yes=yes,
+        require=lambda connection: routes.switches(connection, code),
+        delete=lambda connection: routes.remove_route(connection, code),
+    )  # fmt: skip
 
 
 @route.command(name="sync")

@@ -9,10 +9,10 @@ from cyclopts import App, Parameter
 
 from iu_listen.admin import workers
 from iu_listen.cli import output
-from iu_listen.cli.confirm import require_confirmation
 from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.health import condition_phrase
 from iu_listen.cli.parameters import NoQuestion, Plan
+from iu_listen.cli.removal import remove
 from iu_listen.install import requirements
 from iu_listen.postgres import queries
 
@@ -81,20 +81,8 @@ def worker_remove(
     options: ConnectionOptions | None = None,
 ) -> int:
     """Remove a worker without a consumer and without waiting deliveries. Its attempts and dead letters stay."""
-
-    async def run() -> None:
-        async with connected(options) as (_, connection):
-            await requirements.require_package(connection)
-            await requirements.require_primary(connection)
-            if plan:
-                await requirements.require_worker(connection, name)
-                return
-            require_confirmation(f"Remove the worker {name} and its cursor?", yes=yes)
-            await workers.remove_worker(connection, name)
-
-    anyio.run(run)
-    if options and options.json:
-        output.as_json({"worker": name, "done": not plan})
-    else:
-        output.line(f"Plan: the worker {name} would be removed." if plan else f"The worker {name} was removed.")
-    return 0
+    return remove(
+        "worker", name, options, plan=plan, yes=yes,
+        require=lambda connection: workers.require_removable(connection, name),
+        delete=lambda connection: workers.remove_worker(connection, name),
+    )  # fmt: skip
