@@ -138,7 +138,7 @@ class Upgrade(Storm):
         return len(self._beats)
 
 
-async def upgrade(release: Release, major: int, order: str, *, seed: int = 1, minutes: float = 0.4) -> Result:
+async def upgrade(release: Release, major: int, order: str, *, seed: int = 1, minutes: float = 0.2) -> Result:
     """Upgrade a release in a storm.
 
     Args:

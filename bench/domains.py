@@ -1,0 +1,115 @@
+"""Workers of two domains: time from commit to decision beside one worker alone, in turns; and the cost for producers.
+
+Producers of a domain without a worker are compared with producers without the bell, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import statistics
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import asyncpg
+
+from common import consumer, database, percentile
+from iu_listen import embedded
+
+ADD_DOMAIN = """
+insert into event_type_registry (event_domain, event_type, event_stream, delivery_lane)
+values ('crm', 'alert', 'alert', 'immediate'), ('none', 'alert', 'alert', 'immediate'), ('iu', 'alert', 'alert', 'immediate');
+insert into iu_route_worker_cursor (worker_name, event_domain, lineage) select 'crm', 'crm', lineage from iu_outbox_anchor;
+insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled, dry_run)
+values ('crm', 'crm', 'alert', 'alert', 'workflow', 'x', true, true), ('iu', 'iu', 'alert', 'alert', 'workflow', 'x', true, true)
+"""
+INSERT = """
+insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
+values ($1, 'alert', 'alert', 'immediate') returning id
+"""
+WAITS = """
+select 1000 * extract(epoch from pg_xact_commit_timestamp(a.xmin) - pg_xact_commit_timestamp(o.xmin))::float8
+  from event_outbox o join iu_route_attempt a on a.event_ref = o.id
+ where o.id = any ($1) and o.event_domain = $2
+"""
+WORKERS = {"iu": "iu_outbound_default", "crm": "crm"}
+LOST = "select coalesce(sum((wakes ->> 'lost')::int), 0) from iu_consumer_heartbeat"
+
+
+async def waits(dsn: str, domains: tuple[str, ...], count: int, pause: float) -> dict[str, list[float]]:
+    """Milliseconds from commit to decision by domain; one consumer for each domain."""
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("truncate iu_consumer_heartbeat")
+    with ExitStack() as stack:
+        for domain in domains:
+            stack.enter_context(consumer(dsn, "--worker", WORKERS[domain]))
+        idle = "select count(*) from iu_consumer_heartbeat where listening and state = 'idle'"
+        while await connection.fetchval(idle) < len(domains):
+            await asyncio.sleep(0.05)
+        ids = []
+        for number in range(count):
+            ids.append(await connection.fetchval(INSERT, domains[number % len(domains)]))
+            await asyncio.sleep(pause)
+        await asyncio.sleep(0.5)
+    found = {d: [r[0] for r in await connection.fetch(WAITS, ids, d)] for d in domains}
+    lost = await connection.fetchval(LOST)
+    assert not lost, f"{lost} notifications were missed"
+    await connection.close()
+    return found
+
+
+def rate(server: embedded.Server, bell: bool, seconds: int) -> float:
+    """Transactions a second of four producers of a domain without a worker."""
+    mode = "enable always" if bell else "disable"
+    asyncio.run(_execute(server.dsn("iu"), f"alter table event_outbox {mode} trigger zz_event_outbox_bell"))
+    with NamedTemporaryFile("w", suffix=".sql", delete=False) as script:
+        script.write(INSERT.replace("$1", "'none'").replace(" returning id", ";").strip() + "\n")
+    command = [server.bin / "pgbench", "-n", "-M", "prepared", "-c", "4", "-j", "1", "-T", str(seconds), "-f", script.name,
+               server.dsn("iu")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    Path(script.name).unlink()
+    found = re.search(r"tps = ([\d.]+)", done.stdout)
+    assert found, done.stdout
+    return float(found[1])
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(statement)
+    await connection.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--count", type=int, default=300, help="number of events of a round")
+    parser.add_argument("--pause", type=float, default=0.02, help="pause between two events, in seconds")
+    parser.add_argument("--seconds", type=int, default=4, help="duration of a turn of the producers")
+    options = parser.parse_args()
+    with database() as server:
+        dsn = server.dsn("iu")
+        asyncio.run(_execute(dsn, ADD_DOMAIN))
+        ratios = []
+        for _ in range(options.rounds):
+            (alone,) = asyncio.run(waits(dsn, ("iu",), options.count, options.pause)).values()
+            both = asyncio.run(waits(dsn, ("iu", "crm"), options.count, options.pause))
+            p50 = {domain: percentile(found, 0.5) for domain, found in both.items()}
+            single = percentile(alone, 0.5)
+            ratios.append(max(p50.values()) / single)
+            words = ", ".join(f"{domain} {value:.2f}" for domain, value in p50.items())
+            print(f"one worker p50 {single:.2f} ms; two workers p50 {words} ms; ratio {ratios[-1]:.2f}", flush=True)
+        print(f"slower of two workers beside one alone: {statistics.median(ratios):.2f}", flush=True)
+        pairs = [
+            (rate(server, True, options.seconds), rate(server, False, options.seconds)) for _ in range(options.rounds)
+        ]
+        with_bell, without = (statistics.median(values) for values in zip(*pairs, strict=True))
+        print(f"producers of a domain without a worker: {with_bell:,.0f} tps, without the bell {without:,.0f}")
+        print(f"ratio of medians: {with_bell / without:.3f}; of the pairs: "
+              + ", ".join(f"{a / b:.3f}" for a, b in pairs))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
