@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
+import json
 import threading
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from opentelemetry import context as otel
 
 from iu_listen import Delivery, Failed, Reject, Unavailable, on
+from iu_listen.producer.payload import payload_json
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import load
 from targets.brokers import delivery
@@ -111,6 +116,40 @@ async def test_a_payload_that_does_not_fit_is_rejected(payload, says):
     assert error.value.code == "invalid_payload"
     assert error.value.reason == f"the payload does not fit Order: {says}"
     assert "canary" not in error.value.reason
+
+
+async def test_texts_of_dates_and_decimals_are_read():
+    """A dataclass that emit() writes is read again: dates, decimals, UUIDs, lists of dataclasses and None.
+
+    Fails when: a value stays a text, or an element of a list a dict.
+    """
+
+    @dataclasses.dataclass
+    class Invoice:
+        id: UUID
+        due: dt.date
+        at: dt.datetime
+        amount: Decimal
+        lines: list[Line] | None
+        note: str | None = None
+
+    seen = []
+
+    async def function(invoice) -> None:
+        seen.append(invoice)
+
+    function.__annotations__ = {"invoice": Invoice}
+    handler = on("invoice_issued")(function)
+    invoice = Invoice(
+        UUID(int=5), dt.date(2026, 1, 2), dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC), Decimal("1.50"), [Line("a")]
+    )
+    await handler.deliver(sent(payload_json("invoice_issued", invoice)))
+    none = dataclasses.replace(invoice, lines=None)
+    await handler.deliver(sent(payload_json("invoice_issued", none)))
+    assert seen == [invoice, none]
+    wrong = json.loads(payload_json("invoice_issued", invoice)) | {"due": "canary"}
+    with pytest.raises(Reject, match="due must be date, and its text is none"):
+        await handler.deliver(sent(json.dumps(wrong)))
 
 
 async def test_models_with_their_own_validation():

@@ -56,6 +56,7 @@ def dev(
             )
         anyio.run(_prepare, context)
         output.note("Ready. In another terminal, in this directory: iu-listen emit --type EVENT_TYPE")
+        output.note(f"Database, for your application: {context.settings.dsn}")
         changes = _changes() if reload else None
         while True:
             with _consumer(app) as process:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import types
 import typing
 from collections.abc import Awaitable, Callable
+from datetime import date, datetime, time
+from decimal import Decimal
 from functools import partial
 from typing import Any, Final
+from uuid import UUID
 
 import anyio.to_thread
 
@@ -18,6 +22,10 @@ from iu_listen.targets.python import PythonTarget
 
 #: Failure code of a payload that does not fit the type of the handler.
 INVALID_PAYLOAD: Final = "invalid_payload"
+#: The types that JSON does not have, each with the function that reads its text.
+_FROM_TEXT: Final[dict[Any, Callable[[str], Any]]] = {
+    date: date.fromisoformat, datetime: datetime.fromisoformat, time: time.fromisoformat, Decimal: Decimal, UUID: UUID,
+}  # fmt: skip
 Exceptions = tuple[type[BaseException], ...]
 #: A function of an application: of a Delivery, or of a payload, or of a payload and a Delivery.
 Function = Callable[..., object]
@@ -171,23 +179,38 @@ def _converter(payload_type: Any) -> Convert:
     raise TypeError(f"{payload_type} is no dataclass and no model of pydantic or msgspec, and not dict")
 
 
+def _value(key: str, wanted: Any, value: Any) -> Any:
+    """A value of a payload as the type of a field; the texts that emit() writes for dates and decimals are read."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        others = [one for one in arguments if one is not type(None)]
+        if value is None and len(others) < len(arguments):
+            return None
+        return _value(key, others[0], value) if len(others) == 1 else value
+    if origin is list and isinstance(value, list) and arguments:
+        return [_value(key, arguments[0], one) for one in value]
+    wanted = origin or wanted
+    if dataclasses.is_dataclass(wanted):
+        return _dataclass(wanted, value)
+    if wanted in _FROM_TEXT and isinstance(value, str):
+        try:
+            return _FROM_TEXT[wanted](value)
+        except (ValueError, ArithmeticError) as error:
+            raise _Misfit(f"{key} must be {wanted.__name__}, and its text is none") from error
+    if isinstance(wanted, type) and not isinstance(value, (float, int) if wanted is float else wanted):
+        raise _Misfit(f"{key} must be {wanted.__name__}, not {type(value).__name__}")
+    return value
+
+
 def _dataclass(payload_type: Any, data: Any) -> Any:
-    """An object of a dataclass. The values have the types that JSON gives them; nested dataclasses are built, too."""
+    """An object of a dataclass; nested dataclasses, and lists of them, are built, too."""
     if not isinstance(data, dict):
         raise _Misfit("it is not an object")
     hints = typing.get_type_hints(payload_type)
     unknown = data.keys() - hints.keys()
     if unknown:
         raise _Misfit(f"unknown keys: {', '.join(sorted(unknown))}")
-    values = {}
-    for key, value in data.items():
-        wanted = hints[key]
-        if dataclasses.is_dataclass(wanted):
-            values[key] = _dataclass(wanted, value)
-            continue
-        if isinstance(wanted, type) and not isinstance(value, (float, int) if wanted is float else wanted):
-            raise _Misfit(f"{key} must be {wanted.__name__}, not {type(value).__name__}")
-        values[key] = value
+    values = {key: _value(key, hints[key], value) for key, value in data.items()}
     required = [
         f.name for f in dataclasses.fields(payload_type)
         if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
