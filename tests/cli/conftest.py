@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cli.command import run
 from clusters import place
 from conftest import Database
 from iu_listen import embedded
@@ -51,3 +52,12 @@ def standby(applied: Database) -> Iterator[str]:
             yield applied.dsn.replace(str(primary.socket_dir), str(socket))
         finally:
             run_as([*control, "-m", "immediate", "stop"], account)
+
+
+@pytest.fixture
+def neutral(empty) -> str:
+    """The DSN of a database on which init has run."""
+    done = run("init", "--json", dsn=empty.dsn)
+    assert done.code == 0, done.out + done.err
+    assert (done.json["base"], done.json["pass"]) == ("created", True)
+    return empty.dsn

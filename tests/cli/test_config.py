@@ -32,13 +32,6 @@ events = "90 days"
 
 
 @pytest.fixture
-def neutral(empty) -> str:
-    """The DSN of a database on which init has run."""
-    assert run("init", dsn=empty.dsn).code == 0
-    return empty.dsn
-
-
-@pytest.fixture
 def file(tmp_path) -> str:
     """The path of a file with FILE."""
     path = tmp_path / "iu-listen.toml"

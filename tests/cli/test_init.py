@@ -10,15 +10,6 @@ from iu_listen.admin.routes import parse_target
 pytestmark = on_one_server
 
 
-@pytest.fixture
-def neutral(empty) -> str:
-    """The DSN of a database on which init has run."""
-    done = run("init", "--json", dsn=empty.dsn)
-    assert done.code == 0, done.out + done.err
-    assert (done.json["base"], done.json["pass"]) == ("created", True)
-    return empty.dsn
-
-
 def ok(*args: str, dsn: str) -> Done:
     done = run(*args, dsn=dsn)
     assert done.code == 0, done.out + done.err

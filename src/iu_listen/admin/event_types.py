@@ -6,11 +6,10 @@ import re
 from typing import Final
 
 from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.postgres.queries import Row, rows
 from iu_listen.postgres.session import Connection
 
-#: The domain that the default worker reads.
-DEFAULT_DOMAIN: Final = "iu"
 #: A name of an event type, a stream or a route: letters, digits, dots, hyphens and underscores.
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 

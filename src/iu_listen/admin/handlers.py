@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from iu_listen.admin import event_types, routes
 from iu_listen.model.errors import Refused
+from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.postgres.queries import rows
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.handlers import Handler
@@ -32,7 +33,7 @@ async def missing_parts(connection: Connection, handlers: Iterable[Handler]) -> 
         Refused: A route has the code of a handler, and another event type or target.
     """
     handlers = list(handlers)
-    known = {t["event_type"] for t in await event_types.list_types(connection, event_types.DEFAULT_DOMAIN)}
+    known = {t["event_type"] for t in await event_types.list_types(connection, DEFAULT_DOMAIN)}
     existing = {r["route_code"]: r for r in await rows(connection, "list_routes", None)}
     for handler in handlers:
         route = existing.get(handler.name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from iu_listen.admin.event_types import DEFAULT_DOMAIN, require_name, require_type
+from iu_listen.admin.event_types import require_name, require_type
 from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.postgres.queries import Row, rows, value
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.check import TargetVerdict, check

@@ -8,12 +8,12 @@ import anyio
 from cyclopts import App, Parameter
 
 from iu_listen.admin import event_types
-from iu_listen.admin.event_types import DEFAULT_DOMAIN
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.parameters import NoQuestion, Plan
 from iu_listen.cli.removal import remove
 from iu_listen.install import requirements
+from iu_listen.model.routing import DEFAULT_DOMAIN
 
 #: The columns of an event type that the table shows.
 COLUMNS = ("event_type", "event_domain", "event_stream", "delivery_lane", "active", "routes")

@@ -23,7 +23,7 @@ from iu_listen.install.preflight import ApplyOptions, PreflightCheck, PreflightR
 from iu_listen.install.probe import SCENARIOS, ProbeReport, ProbeResult, run_probe
 from iu_listen.install.verify import Check, verify
 from iu_listen.model.errors import ConfigurationError, Refused
-from iu_listen.model.version import SCHEMA, Compatibility
+from iu_listen.model.version import SCHEMA
 from iu_listen.postgres.session import Connection
 
 LockTimeout = Annotated[
@@ -317,7 +317,7 @@ def rollback(
             await requirements.require_base(connection)
             await requirements.require_primary(connection)
             package = await package_state(connection)
-            if package.compatibility in (Compatibility.NEWER, Compatibility.TOO_NEW):
+            if package.newer:
                 raise Refused(
                     f"schema {package.version} of this database is newer than this iu-listen (schema {SCHEMA})",
                     "Use the version of iu-listen that applied it; it knows all its files.",

@@ -8,7 +8,6 @@ import anyio
 from cyclopts import App, Parameter
 
 from iu_listen.admin import routes
-from iu_listen.admin.event_types import DEFAULT_DOMAIN
 from iu_listen.admin.handlers import MissingParts, add_parts, missing_parts
 from iu_listen.cli import output
 from iu_listen.cli.confirm import require_confirmation
@@ -18,6 +17,7 @@ from iu_listen.cli.parameters import NoQuestion, Plan
 from iu_listen.cli.removal import remove
 from iu_listen.cli.route import print_routes, route
 from iu_listen.install import requirements
+from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import load
 

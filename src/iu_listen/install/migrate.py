@@ -22,6 +22,7 @@ from typing import Any, Final
 import anyio
 import asyncpg
 
+from iu_listen.install.script import CONCURRENTLY, REPEAT
 from iu_listen.model.errors import Refused
 from iu_listen.model.version import SCHEMA
 from iu_listen.postgres.session import Connection, translate_driver_errors
@@ -38,10 +39,6 @@ CONCURRENT_LOCK_TIMEOUT_MS: Final = 600_000
 Report = Callable[[str], None]
 #: Called with the name of the file, the description of the repeated statement, and the number of rows changed so far.
 Progress = Callable[[str, str, int], None]
-
-_CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
-#: Marks a statement that is executed until it changes no row; the text after it describes the statement.
-_REPEAT: Final = re.compile(r"^-- repeat: (.*)$", re.MULTILINE)
 
 
 async def apply_base(connection: Connection, base: Base = "iu_core") -> None:
@@ -64,9 +61,9 @@ def statements_by_partition(statement: str, leaves: list[dict[str, Any]]) -> lis
         leaves: The partitions of event_outbox; empty: it is not partitioned, and the statement is returned unchanged.
     """
     index = re.search(r"\b(event_outbox_\w+_idx)\b", statement)
-    if not leaves or not index or not _CONCURRENTLY.search(statement):
+    if not leaves or not index or not CONCURRENTLY.search(statement):
         return [statement]
-    whole = _CONCURRENTLY.sub("", statement)
+    whole = CONCURRENTLY.sub("", statement)
     each = [
         re.sub(r"\bon public\.event_outbox\b", f"on {leaf['name']}", statement)
         .replace(f"public.{index[1]}", f"{leaf['schema']}.{index[1]}")
@@ -191,7 +188,7 @@ async def _apply_alone(
     began = time.perf_counter()
     leaves = [dict(row) for row in await connection.fetch(query("outbox_leaves"))]
     for statement in migration.statements:
-        if repeat := _REPEAT.search(statement):
+        if repeat := REPEAT.search(statement):
             rows = 0
             # The command tag ends with the number of changed rows.
             while changed := int((await connection.execute(statement)).rpartition(" ")[2]):
@@ -201,7 +198,7 @@ async def _apply_alone(
         for one in statements_by_partition(statement, leaves):
             # A statement on the whole partitioned table blocks other sessions, so it waits for its lock only briefly;
             # a concurrent statement blocks no session and may wait long.
-            if leaves and not _CONCURRENTLY.search(one):
+            if leaves and not CONCURRENTLY.search(one):
                 await retry_on_lock_timeout(connection, partial(connection.execute, one))
                 await connection.limit_locks(CONCURRENT_LOCK_TIMEOUT_MS)
             else:

@@ -66,7 +66,7 @@ class Package:
 
         Empty if the schema of the database is newer than that of this iu-listen.
         """
-        if self._is_newer:
+        if self.newer:
             return ()
         changed = self.changed
         return in_order(m for m in package_files() if m.name not in self.recorded or m in changed)
@@ -77,7 +77,7 @@ class Package:
 
         Empty if the schema of the database is newer than that of this iu-listen.
         """
-        if self._is_newer:
+        if self.newer:
             return ()
         return tuple(m for m in package_files() if m.repeatable and self.recorded.get(m.name, m.checksum) != m.checksum)
 
@@ -105,7 +105,8 @@ class Package:
         return self.compatibility.works and not self.missing and not functions_differ and not self.drift()
 
     @property
-    def _is_newer(self) -> bool:
+    def newer(self) -> bool:
+        """Whether the schema of the database is of a later version, so this iu-listen does not know all its files."""
         return self.compatibility in (Compatibility.NEWER, Compatibility.TOO_NEW)
 
     def drift(self) -> list[str]:
@@ -118,7 +119,7 @@ class Package:
         for name, checksum in self.recorded.items():
             if name not in known:
                 # A later version of the package has files that this version does not know.
-                if self._is_newer:
+                if self.newer:
                     continue
                 found.append(f"{name} is recorded, but this version of iu-listen does not know it")
             elif checksum != known[name].checksum and not known[name].repeatable:

@@ -18,7 +18,7 @@ from iu_listen.install.migrate import apply_base
 from iu_listen.install.package import Package, missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.probe import ProbeReport, run_probe
 from iu_listen.model.errors import IuListenError, SessionLost
-from iu_listen.model.version import SCHEMA, Compatibility
+from iu_listen.model.version import SCHEMA
 from iu_listen.postgres.session import Connection, translate_driver_errors
 from iu_listen.postgres.sqlfiles import Base, all_files, package_files, query
 
@@ -323,7 +323,7 @@ def _package_words(package: Package) -> str:
     if not done:
         return "absent"
     own = f"schema {package.version}"
-    if package.compatibility in (Compatibility.NEWER, Compatibility.TOO_NEW):
+    if package.newer:
         return f"{own} is newer than this iu-listen ({SCHEMA}): nothing to apply"
     if package.missing:
         return f"incomplete: {done} of {of} files"

@@ -14,9 +14,10 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.version import SCHEMA, VERSION, SchemaVersion
 from iu_listen.postgres.sqlfiles import Base, Migration, base_files, in_order, package_files, script
 
-_CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
-#: Marks a statement that is executed until it changes no row.
-_REPEAT: Final = re.compile(r"^-- repeat: .*$", re.MULTILINE)
+#: PostgreSQL refuses this word inside a transaction.
+CONCURRENTLY: Final = re.compile(r"\bconcurrently\b")
+#: Marks a statement that is executed until it changes no row; the text after it describes the statement.
+REPEAT: Final = re.compile(r"^-- repeat: (.*)$", re.MULTILINE)
 
 
 def in_one_transaction(migration: Migration) -> str:
@@ -30,9 +31,9 @@ def in_one_transaction(migration: Migration) -> str:
 
 
 def _looped(statement: str) -> str:
-    found = _REPEAT.search(statement)
+    found = REPEAT.search(statement)
     if found is None:
-        return _CONCURRENTLY.sub("", statement).rstrip()
+        return CONCURRENTLY.sub("", statement).rstrip()
     body = script("repeat").format(statement=statement[found.end() :].strip()).strip()
     return f"{statement[: found.end()]}\n{body}"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from iu_listen.model.errors import ConfigurationError
+from iu_listen.model.routing import DEFAULT_DOMAIN
 
 #: The keys of each kind of table, and the type of their values.
 KEYS: Final[Mapping[str, Mapping[str, type]]] = {
@@ -23,7 +24,6 @@ KEYS: Final[Mapping[str, Mapping[str, type]]] = {
 }
 #: The keys that each kind of table must have.
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {"routes": ("type", "to"), "workers": ("domain",)}
-DEFAULT_DOMAIN: Final = "iu"
 
 
 @dataclass(frozen=True)

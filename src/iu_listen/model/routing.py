@@ -15,8 +15,10 @@ WorkerName = NewType("WorkerName", str)
 
 #: The worker that sql/runtime/060 registers.
 DEFAULT_WORKER = WorkerName("iu_outbound_default")
+#: The domain that the default worker reads.
+DEFAULT_DOMAIN = "iu"
 
-#: Channel of the NOTIFY that the trigger of the bell sends. The payload is always empty.
+#: Channel of the NOTIFY that the trigger of the bell sends. The payload is the domain; empty: it concerns every domain.
 CHANNEL = "iu_event_outbox"
 
 #: Gates, by the short names that commands accept.

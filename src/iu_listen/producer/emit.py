@@ -9,9 +9,10 @@ from functools import cache
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.postgres.sqlfiles import query
 from iu_listen.producer.payload import payload_json
-from iu_listen.producer.trace_context import current_traceparent
+from iu_listen.producer.trace_context import class_names, current_traceparent
 
 _PARAMETER: Final = re.compile(r"\$(\d+)")
 #: Class names of the connections, by the way in which they execute a statement.
@@ -35,7 +36,7 @@ def emit(
     source: str | None = None,
     correlation: str | None = None,
     occurred_at: datetime | None = None,
-    domain: str = "iu",
+    domain: str = DEFAULT_DOMAIN,
     id: UUID | None = None,
 ) -> Any:
     """Write one event to the outbox, in the transaction of the connection.
@@ -91,7 +92,7 @@ async def _answered(result: Awaitable[Any], event: UUID) -> UUID:
 
 def _execute(connection: Any, statement: str, values: tuple[Any, ...]) -> Any:
     """Execute a statement with parameters such as $1 on the connection of any library."""
-    kinds = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(connection).__mro__}
+    kinds = class_names(connection)
     if kinds & _ASYNCPG:
         return connection.execute(statement, *values)
     if kinds & _PSYCOPG:

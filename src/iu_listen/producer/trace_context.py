@@ -40,7 +40,7 @@ def trace_context(connection: Any) -> Any:
             are written nevertheless.
     """
     context = current_traceparent() or ""
-    kinds = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(connection).__mro__}
+    kinds = class_names(connection)
     if kinds & {"asyncpg.Connection", "asyncpg.PoolConnectionProxy"}:
         _expect(connection.is_in_transaction())
         return connection.execute(_SET.format("$1"), context)
@@ -55,6 +55,11 @@ def trace_context(connection: Any) -> Any:
         f"trace_context() requires the connection that inserts the events, of asyncpg, psycopg or SQLAlchemy, "
         f"not {type(connection).__name__}"
     )
+
+
+def class_names(connection: object) -> set[str]:
+    """The names of the classes of an object, each with its top-level package, as ``asyncpg.Connection``."""
+    return {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(connection).__mro__}
 
 
 def current_traceparent() -> str | None:
