@@ -10,7 +10,7 @@ from releases.archive import REPOSITORY, Release, releases
 
 def versioned(name: str) -> bool:
     """Whether a path is that of a forward file that is applied once."""
-    return name.endswith(".up.sql") and name.startswith(("sql/worker/", "sql/runtime/", "sql/base/"))
+    return name.endswith(".up.sql") and name.startswith(("sql/worker/", "sql/runtime/", "sql/base/", "sql/neutral/"))
 
 
 @pytest.mark.parametrize("release", releases(), ids=lambda release: release.version)
