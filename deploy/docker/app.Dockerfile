@@ -6,7 +6,7 @@
 # Both images may be given by digest: --build-arg IU_LISTEN=registry.example/iu-listen@sha256:..., and the same BASE as
 # for the image of iu-listen.
 ARG BASE=python:3.13-slim
-ARG IU_LISTEN=iu-listen:0.1.0
+ARG IU_LISTEN=iu-listen:0.2.0
 
 FROM ${IU_LISTEN} AS iu-listen
 

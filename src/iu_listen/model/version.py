@@ -12,7 +12,7 @@ import re
 from typing import Final, NamedTuple, Self
 
 #: The version of iu-listen. pyproject.toml has the same value.
-VERSION: Final = "0.1.0"
+VERSION: Final = "0.2.0"
 
 
 class SchemaVersion(NamedTuple):
