@@ -1,4 +1,4 @@
--- Drops the bell. Its triggers must be dropped before (010).
+-- Drops the bell. Its triggers must be dropped before (010, 022).
 --
 -- loses: nothing
 -- refuses: while the worker gate is open
@@ -15,3 +15,5 @@ $$;
 
 -- "if exists": a package with missing objects must be removable as well.
 drop function if exists public.fn_iu_ring_bell();
+drop function if exists public.fn_iu_set_bell_domains();
+drop function if exists public.fn_iu_bell_due(text);

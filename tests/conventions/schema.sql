@@ -245,6 +245,10 @@ CREATE FUNCTION public.fn_iu_batch_tick(p_cursor public.iu_route_worker_cursor) 
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body 66f7fde562d32283>;
 
+CREATE FUNCTION public.fn_iu_bell_due(p_domain text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS <body 862734d54911eafd>;
+
 CREATE TABLE public.iu_delivery_breaker (
     route_code text NOT NULL,
     failures integer DEFAULT 0 NOT NULL,
@@ -1004,7 +1008,7 @@ CREATE FUNCTION public.fn_iu_retention_run_events(p_limit integer, p_cutoff time
 CREATE FUNCTION public.fn_iu_ring_bell() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body d830724debf36971>;
+    AS <body 61d4f94bce95c393>;
 
 CREATE FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) RETURNS public.iu_outbound_route[]
     LANGUAGE sql IMMUTABLE
@@ -1073,6 +1077,12 @@ CREATE FUNCTION public.fn_iu_route_worker_run(p_worker_name text, p_batch_limit 
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
     AS <body f7389ff79e6f8d77>;
+
+CREATE FUNCTION public.fn_iu_set_bell_domains() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET lock_timeout TO '500ms'
+    AS <body 77e70e5e74e314cd>;
 
 CREATE FUNCTION public.fn_iu_span_id(p_what text, p_key text) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
@@ -1933,13 +1943,7 @@ CREATE TRIGGER zz_dot_config_live_routes AFTER INSERT OR DELETE OR UPDATE OR TRU
 
 ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_live_routes;
 
-CREATE CONSTRAINT TRIGGER zz_event_outbox_bell AFTER INSERT OR UPDATE OF event_domain ON public.event_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (
-        CASE
-            WHEN (current_setting('iu.bell'::text, true) = ((((pg_current_xact_id())::text || '/'::text) || new.event_domain) || '/'::text)) THEN false
-            WHEN (starts_with(current_setting('iu.bell'::text, true), ((pg_current_xact_id())::text || '/'::text)) IS NOT TRUE) THEN (set_config('iu.bell'::text, ((((pg_current_xact_id())::text || '/'::text) || new.event_domain) || '/'::text), true) IS NOT NULL)
-            WHEN (strpos(current_setting('iu.bell'::text, true), (('/'::text || new.event_domain) || '/'::text)) = 0) THEN (set_config('iu.bell'::text, ((current_setting('iu.bell'::text, true) || new.event_domain) || '/'::text), true) IS NOT NULL)
-            ELSE false
-        END) EXECUTE FUNCTION public.fn_iu_ring_bell('event');
+CREATE CONSTRAINT TRIGGER zz_event_outbox_bell AFTER INSERT OR UPDATE OF event_domain ON public.event_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (((new.event_domain = ANY ('{iu}'::text[])) AND public.fn_iu_bell_due(new.event_domain))) EXECUTE FUNCTION public.fn_iu_ring_bell('event');
 
 ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_bell;
 
@@ -1955,13 +1959,15 @@ CREATE TRIGGER zz_iu_outbound_route_guard BEFORE INSERT OR UPDATE ON public.iu_o
 
 ALTER TABLE public.iu_outbound_route ENABLE ALWAYS TRIGGER zz_iu_outbound_route_guard;
 
+CREATE TRIGGER zz_iu_route_worker_cursor_bell AFTER INSERT OR DELETE OR UPDATE OF event_domain ON public.iu_route_worker_cursor FOR EACH STATEMENT EXECUTE FUNCTION public.fn_iu_set_bell_domains();
+
+ALTER TABLE public.iu_route_worker_cursor ENABLE ALWAYS TRIGGER zz_iu_route_worker_cursor_bell;
+
 ALTER TABLE ONLY public.iu_tree_path
     ADD CONSTRAINT iu_tree_path_unit_fkey FOREIGN KEY (unit_id) REFERENCES public.information_unit(id);
 
 ALTER TABLE ONLY public.unit_version
     ADD CONSTRAINT unit_version_unit_fkey FOREIGN KEY (unit_id) REFERENCES public.information_unit(id);
-
-GRANT SELECT(event_domain) ON TABLE public.iu_route_worker_cursor TO PUBLIC;
 
 GRANT USAGE ON SEQUENCE public.event_outbox_event_seq TO PUBLIC;
 

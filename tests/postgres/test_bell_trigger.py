@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import anyio
+import asyncpg
 import pytest
 
 from postgres.listener_helpers import armed_session, count_armed_locks, count_shared_locks, counting_notifications
@@ -233,7 +235,7 @@ async def test_only_events_of_a_domain_with_a_worker_notify(applied):
     """Events of a domain without a worker, and statements that insert nothing, do not notify; an
     event that moves into iu does.
 
-    Fails when: the cursors are not checked for the domain.
+    Fails when: WHEN does not name the domains that have a worker.
     """
     async with (
         connected(applied.dsn) as writer,
@@ -300,7 +302,7 @@ async def test_an_armed_consumer_of_another_domain_does_not_matter(applied):
 async def test_producers_of_a_domain_without_a_worker_hold_no_bell_lock(applied):
     """A producer of events that no worker reads does not keep the consumers of other domains busy.
 
-    Fails when: the domain is checked after the locks were taken.
+    Fails when: WHEN does not name the domains that have a worker.
     """
     async with connected(applied.dsn) as writer, connected(applied.dsn) as admin, writer.transaction():
         await writer.fetchval(OTHER, "system")
@@ -311,10 +313,79 @@ async def test_producers_of_a_domain_without_a_worker_hold_no_bell_lock(applied)
         assert await count_shared_locks(admin) > 0
 
 
+CALLS = "select coalesce(sum(calls), 0)::int from pg_stat_xact_user_functions where funcname = 'fn_iu_ring_bell'"
+TRIGGER = "select oid from pg_trigger where tgname = 'zz_event_outbox_bell' and tgparentid = 0"
+
+
+async def test_a_domain_without_a_worker_does_not_call_the_bell(applied):
+    """The bell's function is called for the domains that have a worker: from its addition until its removal.
+
+    Fails when: WHEN does not name the domains, or a removed worker leaves its domain there.
+    """
+
+    async def calls(writer) -> int:
+        async with writer.transaction():
+            await writer.execute("set local track_functions = 'all'; set constraints all immediate")
+            before = await writer.fetchval(CALLS)
+            await writer.fetchval(OTHER, "crm")
+            return await writer.fetchval(CALLS) - before
+
+    async with connected(applied.dsn) as writer:
+        await writer.execute(REGISTER)
+        assert await calls(writer) == 0
+        await writer.execute(WORKER_OF, "crm")
+        assert await calls(writer) == 1
+        await writer.execute("delete from iu_route_worker_cursor where event_domain = 'crm'")
+        assert await calls(writer) == 0
+
+
+async def test_a_second_worker_of_a_domain_leaves_the_trigger_alone(applied):
+    """A change of the workers that does not change the domains takes no lock on the outbox.
+
+    Fails when: the trigger is created again after every change of the cursor table.
+    """
+    async with connected(applied.dsn) as admin, connected(applied.dsn) as writer, writer.transaction():
+        await insert_event(writer)
+        before = await admin.fetchval(TRIGGER)
+        await admin.execute(WORKER_OF, "iu")
+        await admin.execute("delete from iu_route_worker_cursor where worker_name = 'of iu'")
+        assert await admin.fetchval(TRIGGER) == before
+
+
+async def test_two_workers_that_are_added_at_once_are_both_in_the_bell(applied):
+    """A transaction that adds a worker waits for another one that changes the domains, and then sees its worker.
+
+    Fails when: the advisory lock is taken out, so the second change reads the workers before the first one commits.
+    """
+    async with connected(applied.dsn) as first, connected(applied.dsn) as second:
+        await first.execute("insert into iu_route_worker_cursor (worker_name, event_domain, lineage)"
+                            " select 'one', 'crm', lineage from iu_outbox_anchor")  # fmt: skip
+        async with anyio.create_task_group() as tasks, first.transaction():
+            await first.execute("insert into iu_route_worker_cursor (worker_name, event_domain, lineage)"
+                                " select 'two', 'crm', lineage from iu_outbox_anchor")  # fmt: skip
+            tasks.start_soon(second.execute, "delete from iu_route_worker_cursor where worker_name = 'one'")
+            await anyio.sleep(0.1)
+        definition = await first.fetchval(f"select pg_get_triggerdef(({TRIGGER}))")
+        assert "'{crm,iu}'" in definition
+
+
+async def test_producers_wait_only_briefly_for_a_new_worker(applied):
+    """While another session holds the outbox, adding a worker of a new domain fails within the lock timeout.
+
+    Fails when: the change waits for its lock as long as the session allows, and producers wait behind it.
+    """
+    async with connected(applied.dsn) as admin, connected(applied.dsn) as writer:
+        async with writer.transaction():
+            await insert_event(writer)
+            with anyio.fail_after(5), pytest.raises(asyncpg.LockNotAvailableError):
+                await admin.execute(WORKER_OF, "crm")
+        await admin.execute(WORKER_OF, "crm")
+
+
 async def test_the_bell_requires_no_privilege_of_producers(applied):
     """A role that may only insert events can write those of every domain.
 
-    Fails when: public may not read the domains.
+    Fails when: the function reads a table of the package.
     """
     name = f"writer_{uuid4().hex[:8]}"
     async with (

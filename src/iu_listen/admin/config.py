@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from iu_listen.admin import event_types, retention, routes, workers
+from iu_listen.install.migrate import retry_on_lock_timeout
 from iu_listen.model.config_file import ConfigFile, RouteEntry, TypeEntry
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import mask
@@ -53,10 +54,14 @@ async def changes(connection: Connection, config: ConfigFile) -> list[Change]:
 
 
 async def apply_changes(connection: Connection, found: list[Change]) -> None:
-    """Apply all differences in one transaction."""
-    async with connection.transaction():
-        for change in found:
-            await change.apply()
+    """Apply all differences in one transaction, which is repeated while another session holds a lock that it needs."""
+
+    async def work() -> None:
+        async with connection.transaction():
+            for change in found:
+                await change.apply()
+
+    await retry_on_lock_timeout(connection, work)
 
 
 async def _types(connection: Connection, config: ConfigFile) -> AsyncIterator[Change]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import anyio
@@ -14,6 +15,7 @@ from iu_listen.cli.health import condition_phrase
 from iu_listen.cli.parameters import NoQuestion, Plan
 from iu_listen.cli.removal import remove
 from iu_listen.install import requirements
+from iu_listen.install.migrate import retry_on_lock_timeout
 from iu_listen.postgres import queries
 
 worker = App(name="worker", help="List, add and remove workers. Each worker reads the events of one domain.")
@@ -65,7 +67,7 @@ def worker_add(
         async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
-            await workers.add_worker(connection, name, domain)
+            await retry_on_lock_timeout(connection, partial(workers.add_worker, connection, name, domain))
 
     anyio.run(run)
     return worker_list(options=options)
@@ -84,5 +86,5 @@ def worker_remove(
     return remove(
         "worker", name, options, plan=plan, yes=yes,
         require=lambda connection: workers.require_removable(connection, name),
-        delete=lambda connection: workers.remove_worker(connection, name),
+        delete=lambda connection: retry_on_lock_timeout(connection, partial(workers.remove_worker, connection, name)),
     )  # fmt: skip

@@ -153,18 +153,19 @@ async def retry_on_lock_timeout(
     """
     with translate_driver_errors():
         await connection.limit_locks(timeout_ms)
-        for left in reversed(range(tries)):
-            try:
+    for left in reversed(range(tries)):
+        try:
+            with translate_driver_errors():
                 await work()
-                return
-            except asyncpg.LockNotAvailableError:
-                if not left:
-                    raise
-                await anyio.sleep(0.2)
+            return
+        except Refused as error:
+            if not left or not is_lock_timeout(error):
+                raise
+            await anyio.sleep(0.2)
 
 
 def is_lock_timeout(error: Refused) -> bool:
-    """Whether retry_on_lock_timeout() has failed because another session held a lock."""
+    """Whether the server refused a statement because another session held a lock for longer than lock_timeout."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
 
 

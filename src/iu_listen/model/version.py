@@ -38,7 +38,7 @@ class SchemaVersion(NamedTuple):
 
 
 #: The version of the SQL package that belongs to this version of iu-listen.
-SCHEMA: Final = SchemaVersion(1, 0)
+SCHEMA: Final = SchemaVersion(1, 1)
 
 
 class Compatibility(enum.StrEnum):
