@@ -7,6 +7,10 @@
 -- "if exists": a package with missing objects must be removable as well.
 do $$
 begin
+    -- First, because a batch locks the cursor table before and after it reads the outbox.
+    if to_regclass('public.event_outbox') is not null then
+        lock table public.event_outbox in access exclusive mode;
+    end if;
     if to_regclass('public.iu_route_worker_cursor') is not null then
         drop trigger if exists zz_iu_route_worker_cursor_bell on public.iu_route_worker_cursor;
         grant select (event_domain) on public.iu_route_worker_cursor to public;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import asyncpg
 import pytest
@@ -10,7 +11,8 @@ import sqlalchemy
 
 import iu_listen
 from cli.command import Tree, catalogue, execute, on_one_server, portrait, refused, rows, run, value
-from cli.test_upgrade import NEW_FILE, apply, later
+from cli.test_upgrade import LATER, NEW_FILE, apply, later
+from iu_listen.model.version import SCHEMA
 from support import connected
 
 
@@ -78,11 +80,11 @@ def test_an_upgrade_and_back(live, tmp_path):
     Fails when: a file of the version before is in the script, or the ledger keeps the new version.
     """
     tree = later(tmp_path)
-    in_one_transaction(live.dsn, script("--since", "1.0", tree=tree))
+    in_one_transaction(live.dsn, script("--since", str(SCHEMA), tree=tree))
     assert run("verify", "--live", dsn=live.dsn, env=tree.env).code == 0
     assert value(live.dsn, "select to_regclass('iu_later')") is not None
     assert apply(live.dsn, tree).json["applied"] == []
-    in_one_transaction(live.dsn, script("--down", "--since", "1.0", tree=tree))
+    in_one_transaction(live.dsn, script("--down", "--since", str(SCHEMA), tree=tree))
     assert value(live.dsn, "select to_regclass('iu_later')") is None
     assert value(live.dsn, f"select count(*) from iu_migration where name = '{NEW_FILE}'") == 0
 
@@ -91,17 +93,20 @@ def test_an_upgrade_and_back(live, tmp_path):
 def test_a_database_of_another_version_is_refused(live, tmp_path):
     """The script of an upgrade refuses a database that does not have the named version, and changes nothing."""
     tree = later(tmp_path)
-    text = script("--since", "1.0", tree=tree)
+    text = script("--since", str(SCHEMA), tree=tree)
     in_one_transaction(live.dsn, text)
     before = portrait(live.dsn)
-    with pytest.raises(asyncpg.RaiseError, match=r"this script is for schema 1\.0, and this database has schema 1\.1"):
+    refusal = re.escape(f"this script is for schema {SCHEMA}, and this database has schema {LATER}")
+    with pytest.raises(asyncpg.RaiseError, match=refusal):
         in_one_transaction(live.dsn, text)
     assert portrait(live.dsn) == before
 
 
 def test_bad_versions():
     """A version that cannot be upgraded is an error that names the remedy; so is a base beside it."""
-    refused(2, "schema 1.0 cannot be upgraded to schema 1.0", "iu-listen doctor")("sql", "--since", "1.0")
+    refused(2, f"schema {SCHEMA} cannot be upgraded to schema {SCHEMA}", "iu-listen doctor")(
+        "sql", "--since", str(SCHEMA)
+    )
     refused(2, "schema 2.0 cannot be upgraded")("sql", "--since", "2.0")
     refused(2, "has the form major.minor")("sql", "--since", "one")
     refused(2, "Leave out --base")("sql", "--base", "neutral", "--down")

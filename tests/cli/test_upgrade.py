@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from cli.command import Done, Tree, catalogue, execute, on_one_server, portrait, refused, rows, run, value
+from iu_listen.model.version import SCHEMA, SchemaVersion
 from postgres.routes import open_live_route
 from support import connected, insert_event, run_batch
 
@@ -17,6 +18,8 @@ FILE = "sql/functions/metrics.up.sql"
 EDIT = ("$$;\ncomment on function public.fn_iu_metrics", "-- edited\n$$;\ncomment on function public.fn_iu_metrics")
 EDITED = "select prosrc like '%-- edited%' from pg_proc where proname = 'fn_iu_metrics'"
 NEW_FILE = "worker/998_later"
+#: The schema version of later().
+LATER = SchemaVersion(SCHEMA.major, SCHEMA.minor + 1)
 DATA = """
 select 'cursor' as what, to_jsonb(c) - 'tick' as data from iu_route_worker_cursor c
 union all select 'letter', to_jsonb(d) from iu_route_dead_letter d
@@ -26,11 +29,15 @@ union all select 'attempt', to_jsonb(a) from iu_route_attempt a
 """
 
 
-def later(root, major: int = 1, minor: int = 1) -> Tree:
+def later(root, major: int = SCHEMA.major, minor: int = SCHEMA.minor + 1) -> Tree:
     """A later version of iu-listen, with an edited function and a further table."""
     tree = Tree(root)
     tree.edit(FILE, *EDIT)
-    tree.edit("src/iu_listen/model/version.py", "SchemaVersion(1, 0)", f"SchemaVersion({major}, {minor})")
+    tree.edit(
+        "src/iu_listen/model/version.py",
+        f"SchemaVersion({SCHEMA.major}, {SCHEMA.minor})",
+        f"SchemaVersion({major}, {minor})",
+    )
     (tree.root / f"sql/{NEW_FILE}.up.sql").write_text(
         f"-- A table.\n--\n-- since: {major}.{minor}\n-- needs: nothing\n-- locks: nothing\n\n"
         "create table public.iu_later (n integer);\n"
@@ -80,7 +87,7 @@ def test_an_upgrade_with_open_gates_changes_no_data(live, tmp_path):
     assert done.json["applied"] == [NEW_FILE, "functions/metrics"]
     evidence = {g["number"]: g["evidence"] for g in done.json["gates"]}
     assert evidence[4].endswith(
-        "would become 1.1; would apply worker/998_later; would apply again functions/metrics: changed"
+        f"would become {LATER}; would apply worker/998_later; would apply again functions/metrics: changed"
     )
     assert evidence[6] == "an upgrade keeps the gates: the worker gate is open"
     assert evidence[8].startswith("not run beside an open worker gate")
@@ -89,7 +96,7 @@ def test_an_upgrade_with_open_gates_changes_no_data(live, tmp_path):
     after = dict(rows(live.dsn, "select name, checksum from iu_migration"))
     assert {name for name, checksum in ledger if after[name] != checksum} == {"functions/metrics"}
     versions = rows(live.dsn, "select schema_version, count(*) from iu_migration group by 1 order by 1")
-    assert [tuple(row) for row in versions] == [("1.0", len(after) - 2), ("1.1", 2)]
+    assert [tuple(row) for row in versions] == [(str(SCHEMA), len(after) - 2), (str(LATER), 2)]
 
 
 def test_an_older_version_works_with_a_newer_schema(live, tmp_path):
@@ -101,19 +108,24 @@ def test_an_older_version_works_with_a_newer_schema(live, tmp_path):
     before = portrait(live.dsn)
 
     health = run("health", "--json", dsn=live.dsn)
-    assert warnings(health) == [("schema_newer", "1.1")]
+    assert warnings(health) == [("schema_newer", str(LATER))]
     status = run("status", dsn=live.dsn)
     assert status.code == 0
-    assert "warning: schema newer: 1.1 (schema 1.1 of this database is newer than schema 1.0" in words(status)
+    assert f"warning: schema newer: {LATER} (schema {LATER} of this database is newer than schema {SCHEMA}" in words(
+        status
+    )
     doctor = run("doctor", "--json", dsn=live.dsn)
     (package,) = [f for f in doctor.json["findings"] if f["what"] == "package"]
     assert (package["level"], package["hint"]) == ("warn", "docs/how-to/upgrade.md")
     assert "install the newer version of iu-listen here" in package["found"]
     again = apply(live.dsn)
     assert (again.code, again.json["applied"]) == (0, [])
-    assert "schema 1.1 is newer than this iu-listen (1.0): nothing to apply" in again.json["gates"][3]["evidence"]
+    assert (
+        f"schema {LATER} is newer than this iu-listen ({SCHEMA}): nothing to apply"
+        in again.json["gates"][3]["evidence"]
+    )
     assert run("verify", "--live", dsn=live.dsn).code == 0
-    refused(1, "schema 1.1", "newer")("rollback", "--yes", dsn=live.dsn)
+    refused(1, f"schema {LATER}", "newer")("rollback", "--yes", dsn=live.dsn)
     assert portrait(live.dsn) == before
 
 
@@ -124,7 +136,7 @@ def test_a_newer_version_works_with_the_schema_before_it(live, tmp_path):
     """
     tree = later(tmp_path)
     health = run("health", "--json", dsn=live.dsn, env=tree.env)
-    assert warnings(health) == [("schema_older", "1.0")]
+    assert warnings(health) == [("schema_older", str(SCHEMA))]
     assert "run iu-listen apply" in health.out
     assert run("status", dsn=live.dsn, env=tree.env).code == 0
     doctor = run("doctor", "--json", dsn=live.dsn, env=tree.env)
@@ -133,7 +145,7 @@ def test_a_newer_version_works_with_the_schema_before_it(live, tmp_path):
     refused(1, "worker/998_later is pending")("verify", dsn=live.dsn, env=tree.env)
 
 
-@pytest.mark.parametrize(("major", "minor"), [(1, 2), (2, 0)])
+@pytest.mark.parametrize(("major", "minor"), [(SCHEMA.major, SCHEMA.minor + 2), (SCHEMA.major + 1, 0)])
 def test_a_version_too_far_ahead_is_refused(live, tmp_path, major, minor):
     """A version that is more than one minor version ahead of the schema refuses to work, and names the remedy.
 
@@ -141,9 +153,9 @@ def test_a_version_too_far_ahead_is_refused(live, tmp_path, major, minor):
     """
     tree = later(tmp_path, major, minor)
     for command in ("run", "status", "health"):
-        refused(2, f"(schema {major}.{minor}) cannot work with schema 1.0 of this database", "Run iu-listen apply")(
-            command, dsn=live.dsn, env=tree.env
-        )
+        refused(
+            2, f"(schema {major}.{minor}) cannot work with schema {SCHEMA} of this database", "Run iu-listen apply"
+        )(command, dsn=live.dsn, env=tree.env)
     doctor = run("doctor", "--json", dsn=live.dsn, env=tree.env)
     (package,) = [f for f in doctor.json["findings"] if f["what"] == "package"]
     assert package["level"] == "fail"
@@ -151,12 +163,14 @@ def test_a_version_too_far_ahead_is_refused(live, tmp_path, major, minor):
 
 def test_an_older_major_version_is_refused(live, tmp_path):
     """A version refuses a schema of a later major version, and names the remedy. Its apply changes nothing."""
-    assert apply(live.dsn, later(tmp_path, 2, 0)).code == 0
+    assert apply(live.dsn, later(tmp_path, SCHEMA.major + 1, 0)).code == 0
     before = portrait(live.dsn)
     for command in ("run", "status", "health"):
-        refused(2, "(schema 1.0) cannot work with schema 2.0 of this database", "Install a newer version")(
-            command, dsn=live.dsn
-        )
+        refused(
+            2,
+            f"(schema {SCHEMA}) cannot work with schema {SCHEMA.major + 1}.0 of this database",
+            "Install a newer version",
+        )(command, dsn=live.dsn)
     assert apply(live.dsn).code == 0
     assert portrait(live.dsn) == before
 
@@ -179,7 +193,7 @@ def test_an_upgrade_that_fails_leaves_the_version_before_it(live, tmp_path):
     """If a file of the upgrade fails, the schema, the ledger and the functions are those of the version before it."""
     tree = later(tmp_path)
     (tree.root / f"sql/{NEW_FILE}.up.sql").write_text(
-        "-- A table.\n--\n-- since: 1.1\n-- needs: nothing\n-- locks: nothing\n\ncreate table public.iu_later (n nothing);\n"
+        f"-- A table.\n--\n-- since: {LATER}\n-- needs: nothing\n-- locks: nothing\n\ncreate table public.iu_later (n nothing);\n"
     )
     before = portrait(live.dsn)
     done = run("apply", *WAIVED, dsn=live.dsn, env=tree.env)

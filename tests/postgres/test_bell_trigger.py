@@ -8,6 +8,7 @@ import anyio
 import asyncpg
 import pytest
 
+from iu_listen.postgres.sqlfiles import package_files
 from postgres.listener_helpers import armed_session, count_armed_locks, count_shared_locks, counting_notifications
 from support import connected, drain, insert_event, wait_until
 
@@ -380,6 +381,33 @@ async def test_producers_wait_only_briefly_for_a_new_worker(applied):
             with anyio.fail_after(5), pytest.raises(asyncpg.LockNotAvailableError):
                 await admin.execute(WORKER_OF, "crm")
         await admin.execute(WORKER_OF, "crm")
+
+
+async def test_an_upgrade_does_not_wait_for_a_busy_outbox(applied):
+    """While a producer holds the outbox, 022 keeps the trigger of 010, which works; a later change replaces it.
+
+    Fails when: the upgrade fails or waits for as long as producers keep transactions open.
+    """
+    (file,) = [m for m in package_files() if m.name == "worker/022_bell_domains"]
+    definition = f"select pg_get_triggerdef(({TRIGGER}))"
+    async with (
+        connected(applied.dsn) as admin,
+        connected(applied.dsn) as writer,
+        counting_notifications(applied.dsn) as heard,
+        armed_session(applied.dsn),
+    ):
+        await admin.execute(file.text("down"))
+        async with writer.transaction():
+            await insert_event(writer)
+            await admin.execute("set lock_timeout = '100ms'")
+            await admin.execute(file.text())
+        assert "fn_iu_bell_due" not in await admin.fetchval(definition)
+        assert await heard() == 1
+        assert {row["pass"] for row in await admin.fetch(file.text("verify"))} == {True}
+        await admin.execute("update iu_route_worker_cursor set event_domain = event_domain where false")
+        assert "fn_iu_bell_due" in await admin.fetchval(definition)
+        await insert_event(writer)
+        assert await heard() == 1
 
 
 async def test_the_bell_requires_no_privilege_of_producers(applied):

@@ -165,8 +165,8 @@ async def retry_on_lock_timeout(
 
 
 def is_lock_timeout(error: Refused) -> bool:
-    """Whether the server refused a statement because another session held a lock for longer than lock_timeout."""
-    return isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+    """Whether the server refused a statement because of a lock of another session: lock_timeout, or a deadlock."""
+    return isinstance(error.__cause__, asyncpg.LockNotAvailableError | asyncpg.DeadlockDetectedError)
 
 
 async def _apply_together(
