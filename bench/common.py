@@ -20,6 +20,7 @@ from iu_listen import embedded
 from iu_listen.install import migrate
 from iu_listen.install.package import package_state
 from iu_listen.postgres.session import session
+from iu_listen.postgres.sqlfiles import Base
 
 #: Emits so many events in one statement.
 EMIT = """
@@ -29,18 +30,20 @@ select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(
 
 
 @contextmanager
-def database(major: int = embedded.DEFAULT_MAJOR, *, tcp: bool = False) -> Iterator[embedded.Server]:
+def database(
+    major: int = embedded.DEFAULT_MAJOR, *, tcp: bool = False, base: Base = "iu_core"
+) -> Iterator[embedded.Server]:
     """A server that flushes to disk, with the package applied and the worker gate open."""
     with TemporaryDirectory(prefix="iu-listen-bench-") as root:
         Path(root).chmod(0o755)
         with embedded.running(Path(root), major, tcp=tcp, options={"track_commit_timestamp": "on"}) as server:
-            asyncio.run(_prepare(server.dsn("iu")))
+            asyncio.run(_prepare(server.dsn("iu"), base))
             yield server
 
 
-async def _prepare(dsn: str) -> None:
+async def _prepare(dsn: str, base: Base) -> None:
     async with session(dsn, name="bench") as connection:
-        await migrate.apply_base(connection)
+        await migrate.apply_base(connection, base)
         await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
         await connection.execute(
             "update public.dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'"

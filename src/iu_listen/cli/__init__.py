@@ -15,6 +15,7 @@ from types import FrameType
 from cyclopts import App, CycloptsError, Parameter
 
 from iu_listen.cli import (
+    adopt,
     attempts,
     completeness,
     completion,
@@ -96,6 +97,7 @@ for group in (
     route_policy,
     worker,
     config,
+    adopt,
     delivery,
     dead_letter,
     dead_letter_replay,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import anyio
 from cyclopts import App, Parameter
 
+from iu_listen.admin import adoption
 from iu_listen.admin.gates import all_gates
 from iu_listen.cli import output
 from iu_listen.cli.confirm import not_confirmed
@@ -250,7 +251,7 @@ def check(
     ] = False,
     options: ConnectionOptions | None = None,
 ) -> int:
-    """Verify the applied package by the W checks. The command only reads. Exit 1 if a check fails.
+    """Verify the applied package by the W checks, and the adopted tables. The command only reads. Exit 1 if one fails.
 
     W4, W5, W8 and W9 expect the inert state directly after the apply; with --live they accept the state of a running
     worker.
@@ -258,7 +259,7 @@ def check(
 
     async def run() -> int:
         async with connected(options) as (_, connection):
-            checks = await verify(connection, live=live)
+            checks = await verify(connection, live=live) + await adoption.checks(connection)
         passed = all(c.passed for c in checks)
         if options and options.json:
             output.as_json({"pass": passed, "checks": checks_as_json(checks)})
