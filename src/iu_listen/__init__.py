@@ -14,7 +14,7 @@ SQL is in the files of sql/, not in Python strings. docs/map.md is a guide to th
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from iu_listen.model.delivery import Delivery, Event, Failed, Reject, Unavailable
 from iu_listen.model.version import VERSION
@@ -54,9 +54,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name at its first use, so that a program that only writes events starts faster."""
-    module = _LATE.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(module), name)
+# A type checker that sees this function accepts every name, also a misspelt one.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import a name at its first use, so that a program that only writes events starts faster."""
+        module = _LATE.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(module), name)
