@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement as Prepared
 from asyncpg.transaction import Transaction as _DriverTransaction
 
 from iu_listen.postgres.sqlfiles import query
-
-# The classes are generic in the type stubs only, not in the driver.
-if TYPE_CHECKING:
-    _Driver = asyncpg.Connection[asyncpg.Record]
-    Prepared = asyncpg.prepared_stmt.PreparedStatement[asyncpg.Record]
-else:
-    _Driver = asyncpg.Connection
-    Prepared = asyncpg.prepared_stmt.PreparedStatement
 
 #: Numbers for the names of prepared statements.
 _STATEMENT_NUMBERS: Final = count(1)
@@ -26,7 +19,7 @@ _STATEMENT_NUMBERS: Final = count(1)
 SERVER_TIMEOUT_SHARE: Final = 0.9
 
 
-class Connection(_Driver):
+class Connection(asyncpg.Connection):
     """A database session.
 
     Behind a transaction pooler each transaction may run in another session of the server, which then serves other
@@ -42,7 +35,7 @@ class Connection(_Driver):
             setting.
     """
 
-    pooled = False
+    pooled: bool = False
     _server_caps: Any
     statement_timeout: str | None = None
     lock_timeout: str | None = None

@@ -48,7 +48,7 @@ class WorkerLease:
         self._settings = settings
         self._consumer = consumer
         self._gone_holder: str | None = None
-        self.held_as_row = False
+        self.held_as_row: bool = False
 
     async def take(self) -> str | None:
         """Take the lease, or renew its row.

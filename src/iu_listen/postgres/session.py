@@ -18,11 +18,12 @@ from typing import Any, Final
 
 import anyio
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement as Prepared
 
 from iu_listen.model.address import CONNECTION_STRING_HINT, ConnectionAddress, parse
 from iu_listen.model.errors import ConfigurationError, DatabaseUnreachable, NoAnswer, Refused, SessionLost
 from iu_listen.model.settings import mask
-from iu_listen.postgres.connection import Connection, Prepared
+from iu_listen.postgres.connection import Connection
 from iu_listen.postgres.dial import dial
 
 __all__ = ["Connection", "Prepared"]
