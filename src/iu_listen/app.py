@@ -192,8 +192,9 @@ class Consumer:
     ) -> None:
         self._start = _StartObserver()
         self._settings, self._wait = settings, wait
-        self.observers = Observers([*([LogObserver(StandardLog())] if observers is None else observers), self._start])
-        self.sessions = PostgresSessions(settings)
+        given = [LogObserver(StandardLog())] if observers is None else observers
+        self.observers: Observers = Observers([*given, self._start])
+        self.sessions: PostgresSessions = PostgresSessions(settings)
         self._grace = settings.grace_period
         found = (
             targets

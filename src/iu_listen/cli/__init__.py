@@ -70,7 +70,7 @@ def _default(value: object) -> str | None:
 
 
 # Interrupts are handled in _run(): cyclopts would return the exit code 130 for every signal.
-app = App(
+app: App = App(
     name="iu-listen",
     help=HELP,
     version=VERSION,
@@ -78,7 +78,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(show_default=_default),
 )
-for group in (
+for _group in (
     service,
     dev,
     demo,
@@ -107,7 +107,7 @@ for group in (
     emit,
     completion,
 ):
-    group.register(app)
+    _group.register(app)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

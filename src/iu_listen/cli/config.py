@@ -21,7 +21,7 @@ from iu_listen.model.errors import ConfigurationError
 File = Annotated[Path, Parameter(help="The configuration file.")]
 DEFAULT_FILE = Path("iu-listen.toml")
 
-config = App(name="config", help="Compare a file with event types, routes, workers and retention, and apply it.")
+config: App = App(name="config", help="Compare a file with event types, routes, workers and retention, and apply it.")
 
 
 def register(app: App) -> None:

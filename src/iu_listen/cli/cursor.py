@@ -17,7 +17,7 @@ from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
 from iu_listen.postgres import queries
 
-cursor = App(name="cursor", help="Show and move the cursors of workers.")
+cursor: App = App(name="cursor", help="Show and move the cursors of workers.")
 
 
 def register(app: App) -> None:

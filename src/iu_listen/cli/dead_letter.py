@@ -18,7 +18,9 @@ from iu_listen.install import requirements
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
 
-dead_letter = App(name="dead-letter", help="List, show, replay and resolve dead letters: events that a route gave up.")
+dead_letter: App = App(
+    name="dead-letter", help="List, show, replay and resolve dead letters: events that a route gave up."
+)
 
 
 @Parameter(name="*")

@@ -20,7 +20,7 @@ from iu_listen.model.errors import Refused
 from iu_listen.model.settings import mask
 from iu_listen.postgres import queries
 
-delivery = App(name="delivery", help="List and cancel deliveries.")
+delivery: App = App(name="delivery", help="List and cancel deliveries.")
 
 
 def register(app: App) -> None:

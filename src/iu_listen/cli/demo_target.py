@@ -46,7 +46,7 @@ class Receiver:
         self.busy: set[str] = set()
         self.unknown: set[str] = set()
         self.taken: set[str] = set()
-        self.port = 0
+        self.port: int = 0
         self._scope: anyio.CancelScope | None = None
 
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:

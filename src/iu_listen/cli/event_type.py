@@ -20,7 +20,7 @@ COLUMNS = ("event_type", "event_domain", "event_stream", "delivery_lane", "activ
 
 Domain = Annotated[str, Parameter(help="Domain of the events. The default worker reads iu.")]
 
-event_type = App(
+event_type: App = App(
     name="event-type", help="List, add and remove event types. Only events of registered types can be written."
 )
 

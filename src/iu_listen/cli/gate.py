@@ -14,7 +14,7 @@ from iu_listen.install import requirements
 
 GateName = Literal["master", "worker", "delivery"]
 
-gate = App(name="gate", help="Show, open and close gates. A gate whose key is missing in dot_config is closed.")
+gate: App = App(name="gate", help="Show, open and close gates. A gate whose key is missing in dot_config is closed.")
 
 
 def register(app: App) -> None:

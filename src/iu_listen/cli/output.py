@@ -20,7 +20,7 @@ from iu_listen.cli.layout import Branch, Cell, Form, fitting
 from iu_listen.model import text as plain
 from iu_listen.model.text import UNSAFE_CHARACTERS, json_visible, number, visible
 
-duration = plain.duration
+duration: Final = plain.duration
 
 #: Width of tables in a file or a pipe, in characters.
 PIPE_WIDTH = 200

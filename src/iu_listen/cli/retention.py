@@ -39,7 +39,7 @@ MonthsAhead = Annotated[
     ),
 ]
 
-retention = App(name="retention", help="Show and set retention policies, and remove old rows.")
+retention: App = App(name="retention", help="Show and set retention policies, and remove old rows.")
 
 
 def register(app: App) -> None:

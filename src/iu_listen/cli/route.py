@@ -35,7 +35,7 @@ PAST_DECISIONS = {
     "failed": "delivery by this route failed",
 }
 
-route = App(name="route", help="Show, enable and disable routes, and make them live or a dry run.")
+route: App = App(name="route", help="Show, enable and disable routes, and make them live or a dry run.")
 
 
 def register(app: App) -> None:

@@ -18,7 +18,7 @@ from iu_listen.install import requirements
 from iu_listen.install.migrate import retry_on_lock_timeout
 from iu_listen.postgres import queries
 
-worker = App(name="worker", help="List, add and remove workers. Each worker reads the events of one domain.")
+worker: App = App(name="worker", help="List, add and remove workers. Each worker reads the events of one domain.")
 
 
 def register(app: App) -> None:

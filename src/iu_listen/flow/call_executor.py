@@ -104,8 +104,8 @@ class CallExecutor:
         self._ending: dict[_Call, float] = {}
         self._fault: Exception | None = None
         self.done: list[Outcome] = []
-        self.switches_checked_at = -math.inf
-        self.lease_valid_until = -math.inf
+        self.switches_checked_at: float = -math.inf
+        self.lease_valid_until: float = -math.inf
         self.only_id: int | None = None
 
     def watch(self, tasks: anyio.abc.TaskGroup) -> None:

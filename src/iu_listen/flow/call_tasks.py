@@ -65,9 +65,9 @@ class CallTask:
     task: DetachedTask
 
     def __init__(self, queue: TargetQueue) -> None:
-        self.queue = queue
-        self.counted = True
-        self.wake = anyio.Event()
+        self.queue: TargetQueue = queue
+        self.counted: bool = True
+        self.wake: anyio.Event = anyio.Event()
 
 
 class CallTasks:

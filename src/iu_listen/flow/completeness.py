@@ -38,7 +38,7 @@ class Pace:
 
     def __init__(self, most: int, deadline: float) -> None:
         self._most, self._deadline = most, deadline
-        self.events = min(FIRST_PAGE_EVENTS, most)
+        self.events: int = min(FIRST_PAGE_EVENTS, most)
 
     def took(self, seconds: float) -> None:
         """Adapt the size to the duration of the last page, in seconds."""

@@ -60,7 +60,7 @@ class DeliveryLease:
         self._wake = wake
         self._clock = clock
         self._jitter = jitter
-        self.held = False
+        self.held: bool = False
 
     async def wait(self, session: DeliveryStore, wanted: Callable[[], bool]) -> bool:
         """Try to take the lease until this consumer holds it.

@@ -46,7 +46,7 @@ class InFlightLedger:
         self._last_number = 0
         #: How many senders hold each mark that is open.
         self._open_marks: Counter[int] = Counter()
-        self.bytes = 0
+        self.bytes: int = 0
 
     def __bool__(self) -> bool:
         return bool(self._deliveries)

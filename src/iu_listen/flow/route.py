@@ -119,10 +119,10 @@ class Route(TargetQueue):
     def update(self, state: RouteState) -> bool:
         """Store the new state of the route. Returns whether its target may have changed."""
         before, self.state = self._target_values, state
-        self.concurrency = int(state.policy["concurrency"])
-        self.called = called(state.kind, state.reference, state.policy["target"])
+        self.concurrency: int = int(state.policy["concurrency"])
+        self.called: str = called(state.kind, state.reference, state.policy["target"])
         # This limits how far the calls of a target that rejects everything can exceed the budget of dead letters.
-        self.max_failing = int(state.policy["dead_letters_in_a_row"])
+        self.max_failing: int = int(state.policy["dead_letters_in_a_row"])
         return before != self._target_values
 
     @property
@@ -186,7 +186,7 @@ class Route(TargetQueue):
             return keep_trials and (taken.alone or taken.delivery.id == self.state.trial_id)
 
         removed = [taken for taken in self.waiting if not stays(taken)]
-        self.waiting = deque(taken for taken in self.waiting if stays(taken))
+        self.waiting: deque[TakenDelivery] = deque(taken for taken in self.waiting if stays(taken))
         return removed
 
 

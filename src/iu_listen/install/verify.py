@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,7 +15,7 @@ from iu_listen.postgres.sqlfiles import all_files, query
 
 #: The results of W4, W5 and W8 that are accepted for a worker that has been switched on. W9 and W28 then accept any
 #: number.
-LIVE: Final = {
+LIVE: Final[Mapping[str, tuple[str, ...]]] = {
     "W4": ("true", "false"),
     "W5": ("fresh", "has run"),
     "W8": tuple(f"healthy={h}, worker_gate_open={g}" for h in ("true", "false") for g in ("true", "false")),

@@ -77,7 +77,7 @@ IGNORED_PARAMETERS: Final = ("application_name", "fallback_application_name")
 #: Parameters that tell where the server is, or where to look it up.
 SERVER_PARAMETERS: Final = frozenset({"host", "hostaddr", "port", "service", "servicefile"})
 #: All parameters of libpq. Any other name in a connection string is a setting of the server.
-KNOWN_PARAMETERS: Final = frozenset().union(
+KNOWN_PARAMETERS: Final = frozenset[str]().union(
     DRIVER_PARAMETERS, SERVER_PARAMETERS, ACCEPTED_VALUES, PARAMETER_CHOICES, NUMBER_PARAMETERS, IGNORED_PARAMETERS
 )
 

@@ -53,7 +53,7 @@ class DeliveryError(Exception):
     def __init__(self, reason: str = "", *, code: str = "", retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.code = code or type(self).__name__.lower()
+        self.code: str = code or type(self).__name__.lower()
         self.retry_after = retry_after
 
 

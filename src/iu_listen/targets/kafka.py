@@ -57,7 +57,7 @@ REACHABILITY_CHECK_AFTER: Final = 0.5
 MAX_BATCH_BYTES: Final = 16_384
 
 #: Errors before sending that concern one record or its partition. All other errors concern the Kafka producer.
-RECORD_ERRORS: Final = (errors.MessageSizeTooLargeError, errors.KafkaTimeoutError)
+RECORD_ERRORS: Final[tuple[type[Exception], ...]] = (errors.MessageSizeTooLargeError, errors.KafkaTimeoutError)
 
 #: The outcomes of errors of the library, while connecting and later. The first row that fits counts.
 KAFKA_ERRORS: Final = (

@@ -126,16 +126,18 @@ class OtlpCollector(ABC):
     default: str
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self.url = checked_endpoint(self.endpoint(environ), self.default)
-        self.timeout = otlp_timeout(environ)
+        self.url: str = checked_endpoint(self.endpoint(environ), self.default)
+        self.timeout: float = otlp_timeout(environ)
         compression = otlp_variable(environ, "COMPRESSION").strip().lower() or "none"
         if compression not in ("none", "gzip"):
             raise ConfigurationError(f"OTEL_EXPORTER_OTLP_COMPRESSION must be none or gzip, not {compression}")
-        self.zipped = compression == "gzip"
-        self.headers = read_headers(otlp_variable(environ, "HEADERS"))
+        self.zipped: bool = compression == "gzip"
+        self.headers: dict[str, str] = read_headers(otlp_variable(environ, "HEADERS"))
         files = {name: otlp_variable(environ, name) for name in ("CERTIFICATE", "CLIENT_CERTIFICATE", "CLIENT_KEY")}
         _check_files(files)
-        self.certificate, self.client_certificate, self.client_key = files.values()
+        self.certificate: str = files["CERTIFICATE"]
+        self.client_certificate: str = files["CLIENT_CERTIFICATE"]
+        self.client_key: str = files["CLIENT_KEY"]
         self._requests: _RequestThread | None = None
         self._resource: dict[str, Any] = dict(resource(environ).attributes)
         try:
