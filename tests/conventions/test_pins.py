@@ -40,6 +40,18 @@ def test_every_pin_has_its_hashes() -> None:
     assert _versions([entry["pin"] for entry in entries]) == PINS
 
 
+def test_every_requirement_is_pinned() -> None:
+    """Each package that pyproject.toml names, also for tests and for a release, has a version in constraints.txt.
+
+    Fails when: a requirement is added without its version, so that an installation takes the newest one.
+    """
+    project, groups = PROJECT["project"], PROJECT["dependency-groups"]
+    lists = [PROJECT["build-system"]["requires"], project["dependencies"]]
+    lists += [*project["optional-dependencies"].values(), *groups.values()]
+    names = {canonicalize_name(Requirement(text).name) for texts in lists for text in texts}
+    assert names - PINS.keys() == set()
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     """pyproject.toml, iu_listen and the newest section of CHANGELOG.md with a number have the same version.
 
