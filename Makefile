@@ -6,9 +6,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 AGENT  := .venv-agent
 PINS   := .venv-pins
+TOOLS  := .venv-package
+WHEEL  := .venv-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit wide storm soak kills upgrade-test freeze schema examples hashes bench clean
+.PHONY: help demo up test lint types imports unit wide storm soak kills upgrade-test freeze package schema examples hashes bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +78,37 @@ upgrade-test: $(READY) ## Upgrade the last three releases under load, in both or
 freeze: $(READY) ## Archive this version in tests/releases/, for the tests of later upgrades
 	@PYTHONPATH=tests $(BIN)/python -m releases.archive
 
+# The tools of a release. pip installs no file whose hash is not in hashes.txt.
+HASHED  = -m pip $(1) install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -c hashes.txt
+EXTRAS  = $(shell $(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"], sep=",")')
+PYRIGHT = cd $(WHEEL) && PATH="$$PWD/bin:$$PATH" ../$(TOOLS)/bin/pyright
+
+$(TOOLS)/.ready: pyproject.toml hashes.txt
+	@echo "preparing $(TOOLS) (once) ..."
+	@$(PYTHON) -m venv --clear $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -c constraints.txt pip
+	@$(TOOLS)/bin/python $(HASHED) --group package
+	@touch $@
+
+# The SBOM lists an environment that contains the wheel with all its extras and nothing else. There pyright checks a
+# program that uses the public API, as it is for most users. To check the types of the package itself, pyright also needs
+# stubs for the driver, which has no types. The configuration file keeps pyright from searching in the checkout.
+package: $(TOOLS)/.ready ## Wheel, source distribution and SBOM in dist/, with checks
+	@rm -f dist/iu_listen-*
+	@$(TOOLS)/bin/uv build --quiet --build-constraint hashes.txt --require-hashes
+	@$(TOOLS)/bin/twine check --strict dist/iu_listen-*
+	@$(PYTHON) -m venv --clear --without-pip $(WHEEL)
+	@echo "./$$(echo dist/iu_listen-*.whl)[$(EXTRAS)] $$($(TOOLS)/bin/pip hash dist/iu_listen-*.whl | tail -n 1)" >$(WHEEL)/wheel.txt
+	@$(TOOLS)/bin/python $(call HASHED,--python $(WHEEL)/bin/python) -r $(WHEEL)/wheel.txt
+	@$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible $(WHEEL)/bin/python \
+	    --output-file "$$(echo dist/iu_listen-*.tar.gz | sed 's/tar.gz/cdx.json/')"
+	@echo '{}' >$(WHEEL)/pyrightconfig.json
+	@$(PYRIGHT) ../tests/releases/typed_program.py
+	@$(TOOLS)/bin/python $(call HASHED,--python $(WHEEL)/bin/python) asyncpg-stubs
+	@$(PYRIGHT) --verifytypes iu_listen --ignoreexternal >types.txt || { cat types.txt; exit 1; }
+	@tail -n 4 $(WHEEL)/types.txt
+	@cd dist && sha256sum iu_listen-*
+
 schema: $(READY) ## Write tests/conventions/schema.sql anew
 	@$(BIN)/python tests/conventions/schema.py
 
@@ -97,4 +130,4 @@ bench: $(READY) ## Latency and drain, beside their bounds
 clean: ## Remove what make made, the embedded databases included
 	@# As root in a closed directory the data lies elsewhere, and pg18 is a link there.
 	@for data in .iu-listen/pg*; do case "$$(readlink $$data)" in /var/*/iu-listen/*) rm -rf "$$(dirname "$$(readlink $$data)")";; esac; done
-	@rm -rf $(VENV) $(AGENT) $(PINS) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(AGENT) $(PINS) $(TOOLS) $(WHEEL) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
