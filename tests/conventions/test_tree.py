@@ -86,6 +86,7 @@ def test_the_wheel_carries_sql_and_migrates(tmp_path, empty):
     assert "iu_listen/sql/worker/009_route_worker_functions.up.sql" in names
     assert "iu_listen/sql/functions/wake.up.sql" in names
     assert "iu_listen/sql/queries/run_batch.sql" in names
+    assert "iu_listen/py.typed" in names
 
     home = tmp_path / "environment"
     venv.create(home, system_site_packages=False, with_pip=False)
