@@ -5,15 +5,14 @@ from __future__ import annotations
 import re
 import tomllib
 from importlib.metadata import distribution
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from conventions.files import ROOT
 from iu_listen.model.version import VERSION
 
-ROOT = Path(__file__).parents[2]
 #: An entry of hashes.txt: a pinned version, then one hash in each line.
 ENTRY = re.compile(r"(?P<pin>\S+==\S+)(?P<hashes>( \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -60,6 +59,25 @@ def test_the_version_is_the_same_everywhere() -> None:
     newest = re.search(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert PROJECT["project"]["version"] == VERSION == newest[1]
+
+
+def test_deployments_have_the_version() -> None:
+    """The images, the wheel and the chart in deploy/ and on its page have the version of this repository.
+
+    Fails when: a release leaves the version of one file as it was.
+    """
+    version = r"(\d[\w.]*\w)"
+    pattern = re.compile(
+        rf"iu-listen:{version}|iu_listen-{version}-py3|^(?:version|appVersion): \"?{version}", re.MULTILINE
+    )
+    files = [file for file in (ROOT / "deploy").rglob("*") if file.is_file()]
+    found = {
+        str(file.relative_to(ROOT)): {"".join(groups) for groups in pattern.findall(file.read_text())}
+        for file in [*files, ROOT / "docs/how-to/deploy.md"]
+    }
+    named = {name: versions for name, versions in found.items() if versions}
+    assert {"deploy/helm/iu-listen/Chart.yaml", "deploy/docker/Dockerfile", "docs/how-to/deploy.md"} <= named.keys()
+    assert {name: versions for name, versions in named.items() if versions != {VERSION}} == {}
 
 
 def test_the_hooks_use_the_pinned_ruff() -> None:
