@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from iu_listen.model.settings import Settings
 
 __version__ = VERSION
+"""The version of iu-listen, as text, for example ``0.2.0``."""
 
 #: Module of each name that is imported at its first use.
 _LATE = {

@@ -154,31 +154,29 @@ class _StartObserver:
 class Consumer:
     """A consumer inside another program.
 
-    ::
-
-        async with Consumer(Settings(dsn="postgresql://…"), targets=[to_crm], wait=30):
-            await until_the_program_ends()
+    ```python
+    async with Consumer(Settings(dsn="postgresql://…"), targets=[to_crm], wait=30):
+        await until_the_program_ends()
+    ```
 
     The consumer works from the beginning of the block and reconnects after every loss of the database. At the end of
     the block it completes the running batch and the in-flight deliveries, within ``settings.grace_period`` seconds.
 
     By default the block begins without waiting for the database, so that a program starts while the database is
-    unavailable. With ``wait`` it begins when the consumer works or is a standby. It raises at once if a retry will not
-    help (the package is missing, the worker does not exist, the server is read-only), and after ``wait`` seconds
-    otherwise. ready() does the same at a later time.
+    unavailable. With ``wait`` it begins when the consumer works or is a standby, and raises the exceptions of ready().
 
     By default the consumer logs to the logger ``iu_listen`` of the standard ``logging`` module: INFO for progress,
     WARNING when a session fails, ERROR for dead letters. See docs/how-to/embed.md.
 
     Args:
         settings: The settings.
-        targets: Targets of live routes: coroutines that were made targets, or a Targets.
+        targets: The targets and handlers of live routes, which target() and on() make. Default: none.
         observers: Observers instead of the log; None: only the log; an empty tuple: neither log nor observers.
         wait: Longest time that entering the block waits until the consumer works, in seconds; None: do not wait.
-        measuring: True: measure the database for the observers.
+        measuring: True: measure the database repeatedly, for the observation MetricsTaken.
 
     Raises:
-        ConfigurationError: two targets have the same name.
+        ConfigurationError: Two targets have the same name.
     """
 
     def __init__(
@@ -207,12 +205,22 @@ class Consumer:
         )
 
     def stop(self, why: str) -> None:
-        """Ask the consumer to stop after the running batch and the in-flight deliveries. Returns at once."""
+        """Ask the consumer to stop after the running batch and the in-flight deliveries. Returns at once.
+
+        Args:
+            why: The reason, for the log and the heartbeat.
+        """
         self._dispatcher.stop()
         self._loop.stop(why)
 
     async def run(self, database: str = "") -> None:
-        """Work until stop() is called. ``database`` is the name of the database in the log."""
+        """Work until stop() is called, and reconnect after every loss of the database.
+
+        ``async with`` runs it in a task; a program calls it only without the block.
+
+        Args:
+            database: Name of the database in the log.
+        """
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._dispatcher.run)
             await self._loop.run(database)
@@ -224,8 +232,9 @@ class Consumer:
             seconds: Longest wait, in seconds.
 
         Raises:
-            ConfigurationError: the consumer cannot work on this database, and a retry will not help.
-            DatabaseUnreachable: the consumer does not work after ``seconds`` seconds. It goes on trying.
+            ConfigurationError: The consumer cannot work on this database, and a retry will not help: the package is
+                missing, the worker does not exist, or the server is read-only.
+            DatabaseUnreachable: The consumer does not work after ``seconds`` seconds. It goes on trying.
         """
         with anyio.move_on_after(seconds):
             while True:
@@ -252,7 +261,7 @@ class Consumer:
         Deliveries that wait for a retry, for an earlier delivery of their subject, or for a paused route are left.
 
         Args:
-            seconds: Longest wait, in seconds.
+            seconds: Longest wait, in seconds. Default: no limit.
 
         Raises:
             TimeoutError: There is still something to do after ``seconds`` seconds.

@@ -57,11 +57,27 @@ def running(
     tcp: bool = False,
     options: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
-    """Context that uses the server below `root` (default: `default_root()`). It runs while a command uses it.
+    """Context that uses an embedded PostgreSQL server, which runs while at least one process uses it.
 
-    `durable=False` switches fsync off: faster, but a power failure may lose data. `tcp` adds a listener on 127.0.0.1
-    with a password. `options` are further settings of PostgreSQL. Raises EmbeddedError, also if the server is in use
-    with other settings.
+    ```python
+    with running(Path("data"), durable=False) as server:
+        connect(server.dsn("postgres"))
+    ```
+
+    Args:
+        root: Directory of the data; it is created if it does not exist. Default: `.iu-listen` in the current directory,
+            or the directory that `IU_LISTEN_DATA_DIR` names.
+        major: Major version of PostgreSQL: 16 or 18.
+        durable: False: without fsync, which is faster, but a power failure may lose data.
+        tcp: True: listen also on 127.0.0.1, with a password; `server.tcp_dsn(database)` contains it.
+        options: Further settings of PostgreSQL, as text by name.
+
+    Yields:
+        The server; `server.dsn(database)` is the connection string of a database, through a unix socket.
+
+    Raises:
+        EmbeddedUnavailable: The wheel with the binaries is not installed, or lacks the major version.
+        EmbeddedError: The server cannot start, or is in use with other settings; the message names a remedy.
     """
     demands = (DURABLE_SETTINGS if durable else {}) | dict(options or {})
     if tcp:

@@ -15,10 +15,14 @@ from iu_listen.model.spans import Page, Place, Span, Verdict
 
 
 class Observer(Protocol):
-    """An observer: receives observations. It must neither raise nor wait."""
+    """An observer: receives observations. It must neither raise nor wait; one that raises is removed."""
 
     def observe(self, observation: Observation, /) -> None:
-        """Receive one observation."""
+        """Receive one observation.
+
+        Args:
+            observation: An object of one of the classes of ``iu_listen.model.observation``.
+        """
 
 
 class BatchRunner(Protocol):

@@ -30,7 +30,14 @@ TRIAL_PAUSES: Final = frozenset({"breaker_open", "dead_letter_budget"})
 
 
 class Result(StrEnum):
-    """The result of an attempt."""
+    """The result of an attempt.
+
+    Attributes:
+        SENT: The target has accepted the event.
+        FAILED: The target did not accept the event this time.
+        REJECTED: The target will never accept the event.
+        UNAVAILABLE: The target accepts no event at present.
+    """
 
     SENT = "sent"
     FAILED = "failed"

@@ -51,13 +51,13 @@ def safe_message(error: BaseException) -> str:
 
 
 class ConfigurationError(IuListenError):
-    """Arguments, settings or installation cannot work; a retry will not help."""
+    """Arguments, settings or installation cannot work; a retry will not help. Commands end with exit code 2."""
 
     exit_code = 2
 
 
 class DatabaseUnreachable(IuListenError):
-    """No session to the database can be opened, because of host, port, name, password or network."""
+    """No session to the database can be opened, because of host, port, name, password or network. Exit code 3."""
 
     exit_code = 3
 

@@ -12,7 +12,12 @@ from iu_listen.model.routing import Batch, State, Wake, WorkerName
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The consumer has started and has run no batch yet."""
+    """The consumer has started and has run no batch yet.
+
+    Attributes:
+        worker: Name of the worker.
+        database: Name of the database and version of the server; empty: the program gave none.
+    """
 
     worker: WorkerName
     database: str
@@ -20,7 +25,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StandingBy:
-    """Another consumer holds the worker's lease, so this one is a standby. Reported once for each lease holder."""
+    """Another consumer holds the worker's lease, so this one is a standby. Reported once for each lease holder.
+
+    Attributes:
+        worker: Name of the worker.
+        holder: Description of the consumer that holds the lease.
+    """
 
     worker: WorkerName
     holder: str
@@ -28,21 +38,33 @@ class StandingBy:
 
 @dataclass(frozen=True, slots=True)
 class LeaseTaken:
-    """The consumer that reports this has become the holder of the worker's lease."""
+    """The consumer that reports this has become the holder of the worker's lease.
+
+    Attributes:
+        worker: Name of the worker.
+    """
 
     worker: WorkerName
 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """The bell works: a notification that was sent from another session arrived."""
+    """The bell works: a notification that was sent from another session arrived.
+
+    Attributes:
+        slot: Number of the slot; None: every slot is taken, so the consumer polls.
+    """
 
     slot: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Polling:
-    """LISTEN is not available, so the consumer polls; ``why`` is the reason. Reported once for each reason."""
+    """LISTEN is not available, so the consumer polls. Reported once for each reason.
+
+    Attributes:
+        why: The reason.
+    """
 
     why: str
 
@@ -52,10 +74,10 @@ class BatchRan:
     """A batch was run, with or without events.
 
     Attributes:
-        worker: The worker.
+        worker: Name of the worker.
         wake: Why the consumer looked at the outbox.
         batch: Result of the batch.
-        delay: Seconds from the notification that caused the batch to its start; 0: no notification caused it.
+        delay: Time from the notification that caused the batch to its start, in seconds; 0: no notification caused it.
     """
 
     worker: WorkerName
@@ -69,6 +91,10 @@ class HeartbeatWritten:
     """The heartbeat was written: the worker session works, in an active consumer or in a standby.
 
     Reported at least once in each interval of the catch-up poll.
+
+    Attributes:
+        worker: Name of the worker.
+        state: State of the consumer.
     """
 
     worker: WorkerName
@@ -77,7 +103,13 @@ class HeartbeatWritten:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The state of the worker changed, for example because a gate was opened. IDLE and BUSY count as one state."""
+    """The state of the worker changed, for example because a gate was opened. IDLE and BUSY count as one state.
+
+    Attributes:
+        worker: Name of the worker.
+        state: The new state.
+        why: The reason, for example ``worker_gate_closed``; empty: the state is IDLE.
+    """
 
     worker: WorkerName
     state: State
@@ -86,7 +118,12 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class NotificationMissed:
-    """A catch-up poll found events that were committed while the consumer was idle, without a notification."""
+    """A catch-up poll found events that were committed while the consumer was idle, without a notification.
+
+    Attributes:
+        worker: Name of the worker.
+        events: Number of these events.
+    """
 
     worker: WorkerName
     events: int
@@ -94,7 +131,12 @@ class NotificationMissed:
 
 @dataclass(frozen=True, slots=True)
 class BlockerFound:
-    """A blocker began to delay or threaten the consumer. Reported once until it ends."""
+    """A blocker began to delay or threaten the consumer. Reported once until it ends.
+
+    Attributes:
+        worker: Name of the worker.
+        blocker: The blocker.
+    """
 
     worker: WorkerName
     blocker: Blocker
@@ -102,7 +144,12 @@ class BlockerFound:
 
 @dataclass(frozen=True, slots=True)
 class BlockerCleared:
-    """A blocker has ended; ``blocker`` is its last known state."""
+    """A blocker has ended.
+
+    Attributes:
+        worker: Name of the worker.
+        blocker: Its last known state.
+    """
 
     worker: WorkerName
     blocker: Blocker
@@ -113,7 +160,7 @@ class CompletenessChecked:
     """A pass of the completeness check ended: all events before the cursor were checked.
 
     Attributes:
-        worker: The worker.
+        worker: Name of the worker.
         checked: Number of events that were checked.
         missing: Number of these events that lack attempts.
         seconds: Duration of the pass, in seconds.
@@ -127,7 +174,12 @@ class CompletenessChecked:
 
 @dataclass(frozen=True, slots=True)
 class MetricsTaken:
-    """The database was measured for metrics. Reported only if metrics are enabled."""
+    """The database was measured for metrics. Reported only if metrics are enabled.
+
+    Attributes:
+        worker: Name of the worker.
+        survey: The measurements.
+    """
 
     worker: WorkerName
     survey: MetricsSnapshot
@@ -135,9 +187,13 @@ class MetricsTaken:
 
 @dataclass(frozen=True, slots=True)
 class MetricsFailed:
-    """The database could not be measured; ``kind`` is the class name of the error.
+    """The database could not be measured.
 
     Reported for each failure. The first of several equal failures in a row is also reported as SessionFailed.
+
+    Attributes:
+        worker: Name of the worker.
+        kind: Class name of the error.
     """
 
     worker: WorkerName
@@ -146,7 +202,13 @@ class MetricsFailed:
 
 @dataclass(frozen=True, slots=True)
 class DeliveriesSettled:
-    """Outcomes were settled in one transaction; ``dead`` of the deliveries became dead letters."""
+    """Outcomes were settled in one transaction.
+
+    Attributes:
+        worker: Name of the worker.
+        outcomes: The outcomes.
+        dead: Number of these deliveries that became dead letters.
+    """
 
     worker: WorkerName
     outcomes: Sequence[Outcome]
@@ -158,7 +220,7 @@ class CallAbandoned:
     """A call ignored its cancellation and was abandoned.
 
     Attributes:
-        worker: The worker.
+        worker: Name of the worker.
         route: Code of the route.
         called: Text of the target, as made by called().
         running: Number of abandoned calls of this target that still run.
@@ -175,6 +237,14 @@ class RoutePaused:
     """A route is paused by a closed switch, the circuit breaker, the budget of dead letters, or a missing target.
 
     Reported once for each reason, until the reason changes or the route is free.
+
+    Attributes:
+        worker: Name of the worker.
+        route: Code of the route.
+        paused_by: ``route_disabled``, ``dry_run``, the name of a closed switch, ``dead_letter_budget``,
+            ``breaker_open`` or ``no_target``.
+        why: The last failure, or the reason why there is no target; empty: there is none.
+        hint: Advice for the operator; empty: there is none.
     """
 
     worker: WorkerName
@@ -186,7 +256,13 @@ class RoutePaused:
 
 @dataclass(frozen=True, slots=True)
 class RouteResumed:
-    """A route is not paused any more; ``paused_by`` is the last reason of the pause."""
+    """A route is not paused any more.
+
+    Attributes:
+        worker: Name of the worker.
+        route: Code of the route.
+        paused_by: The last reason of the pause.
+    """
 
     worker: WorkerName
     route: str
@@ -215,8 +291,8 @@ class ExportDelayed:
     """A collector did not accept spans.
 
     Attributes:
-        why: Reason.
-        retry_in: Seconds until the spans are sent again.
+        why: The reason, without secrets.
+        retry_in: Pause until the spans are sent again, in seconds.
         poison: Id of a malformed span that is left out for good; None: the spans are sent again.
     """
 
@@ -227,7 +303,13 @@ class ExportDelayed:
 
 @dataclass(frozen=True, slots=True)
 class SessionFailed:
-    """A session was lost or could not be opened; the next try is in ``retry_in`` seconds."""
+    """A session was lost or could not be opened.
+
+    Attributes:
+        session: ``worker``, ``listener``, ``monitor``, ``completeness``, ``delivery``, ``traces`` or ``metrics``.
+        why: The reason, without secrets.
+        retry_in: Pause until the next try, in seconds.
+    """
 
     session: str
     why: str
@@ -236,14 +318,23 @@ class SessionFailed:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """The consumer was asked to stop. It completes the running batch first."""
+    """The consumer was asked to stop. It completes the running batch first.
+
+    Attributes:
+        why: The reason, for example the name of a signal.
+    """
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The consumer has stopped; ``events`` is the number of events that it read since it started."""
+    """The consumer has stopped.
+
+    Attributes:
+        worker: Name of the worker.
+        events: Number of events that it read since it started.
+    """
 
     worker: WorkerName
     events: int

@@ -30,7 +30,16 @@ GATES = {
 
 
 class Wake(StrEnum):
-    """Why the consumer looked at the outbox."""
+    """Why the consumer looked at the outbox.
+
+    Attributes:
+        START_UP: The first batch of the process.
+        RECONNECT: The first batch after a lost session.
+        NOTIFY: A notification arrived while the consumer was idle.
+        CATCH_UP: The catch-up poll of an idle consumer.
+        LINGER: A batch of a busy consumer, or the batch before arming.
+        POLL: A batch of a consumer that has no bell.
+    """
 
     START_UP = "start_up"
     RECONNECT = "reconnect"
@@ -41,7 +50,18 @@ class Wake(StrEnum):
 
 
 class State(StrEnum):
-    """The state of a consumer, as its heartbeat reports it."""
+    """The state of a consumer, as its heartbeat reports it.
+
+    Attributes:
+        STARTING: It has run no batch yet.
+        STANDING_BY: Another consumer holds the lease.
+        GATE_CLOSED: A gate is closed.
+        REFUSING: The cursor is not valid for this database, or the server is a standby.
+        FAILING: The last batch failed.
+        IDLE: It has read all events.
+        BUSY: There are more events than one batch could read.
+        STOPPED: It was asked to stop, and has stopped.
+    """
 
     STARTING = "starting"
     STANDING_BY = "standing_by"
@@ -104,7 +124,14 @@ class Batch:
 
     @classmethod
     def from_answer(cls, answer: dict[str, Any], seconds: float, began_ns: int = 0, handed_over: int = 0) -> Batch:
-        """Build a batch from the JSON answer of the function; the other arguments are as in the attributes."""
+        """Build a batch from the JSON answer of the function.
+
+        Args:
+            answer: The answer.
+            seconds: Duration of the call, in seconds.
+            began_ns: Start of the batch, in nanoseconds since 1970; 0: not measured.
+            handed_over: Deliveries that were handed over to the dispatcher.
+        """
         return cls(
             status=answer["status"],
             seen=answer.get("seen", 0),

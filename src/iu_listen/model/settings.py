@@ -40,7 +40,10 @@ def _setting(
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
-    """The settings of one process. Frozen; its ``repr`` shows no secret. Durations are in seconds."""
+    """The settings of one process. Frozen; its ``repr`` shows no secret. Durations are in seconds.
+
+    The constructor takes settings by name and does not check them; load() does.
+    """
 
     dsn: str | None = _setting(
         None, "Connection string of the database. Default: the PG* variables; without them the embedded server."
@@ -118,8 +121,11 @@ class Settings:
             environ: Environment variables; those that do not begin with ``IU_LISTEN_`` are ignored.
             overrides: Values by field name; None counts as not given.
 
+        Returns:
+            The settings; those that are not given have their defaults.
+
         Raises:
-            ConfigurationError: a value is not valid. The message names all mistakes, not only the first one.
+            ConfigurationError: A value is not valid. The message names all mistakes, not only the first one.
         """
         typed = {name: value for name, value in (overrides or {}).items() if value is not None}
         mistakes: list[str] = []

@@ -48,7 +48,7 @@ def emit(
     Args:
         connection: The connection or session of the transaction that changes the data.
         event_type: Type of the event; it must be registered (``iu-listen event-type add``).
-        payload: A mapping, a dataclass, or a model of pydantic or msgspec. Default: empty.
+        payload: A mapping, a dataclass, or a model of pydantic or msgspec. Default: an empty object.
         subject: Id of the subject, for example a primary key; it is written as text. Events of one subject can be
             delivered in their order.
         subject_type: Type of the subject, for example the name of its table.
@@ -57,11 +57,11 @@ def emit(
         source: The application that writes the event.
         correlation: Id of the request or process to which the event belongs.
         occurred_at: Time of the event. Default: the begin of the transaction.
-        domain: Domain of the event. The default worker reads ``iu``.
+        domain: Domain of the event. Default: ``iu``, which the default worker reads.
         id: Id of the event. Default: a random one.
 
     Returns:
-        The id of the event; an awaitable of it if the connection is asynchronous.
+        The id of the event, a UUID; an awaitable of it if the connection is asynchronous.
 
     Raises:
         InvalidPayload: The payload cannot be written as JSON. The transaction is not affected.

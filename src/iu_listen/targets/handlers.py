@@ -80,10 +80,10 @@ def on(
 ) -> Callable[[Function], Handler]:
     """Make a function the handler of an event type, with a route of its own.
 
-    ::
-
-        @on("order_placed", reject=(ValueError,))
-        def send_mail(order: Order) -> None: ...
+    ```python
+    @on("order_placed", reject=(ValueError,))
+    def send_mail(order: Order) -> None: ...
+    ```
 
     The function has one of these parameter lists: a Delivery; the payload, with a dataclass, a TypedDict or a model of
     pydantic or msgspec as its type; the payload and a Delivery. A payload that does not fit the type becomes a dead
@@ -93,8 +93,12 @@ def on(
     Args:
         event_type: Type of the events.
         name: Code of the route. Default: the event type and the name of the function, ``order_placed.send_mail``.
-        reject: Exceptions after which the event becomes a dead letter at once, like Reject.
-        unavailable: Exceptions that mean that the target accepts no event at present, like Unavailable.
+        reject: A tuple of exception classes after which the event becomes a dead letter at once, like Reject.
+        unavailable: A tuple of exception classes that mean that the target accepts no event at present, like
+            Unavailable. All other exceptions count as those of target().
+
+    Returns:
+        The decorator. It makes a Handler of the function, which can still be called, with ``await``.
 
     Raises:
         TypeError: The parameters of the function are none of the possible ones.

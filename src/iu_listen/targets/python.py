@@ -49,11 +49,21 @@ class PythonTarget:
 def target(name: str) -> Callable[[Coroutine], PythonTarget]:
     """Make a coroutine function the target of the routes of the kind ``workflow`` that have this name.
 
-    ::
+    ```python
+    @target("crm")
+    async def to_crm(delivery: Delivery) -> None:
+        await crm.put(delivery.event.subject, delivery.event.data, key=delivery.idempotency_key)
+    ```
 
-        @target("crm")
-        async def to_crm(delivery: Delivery) -> None:
-            await crm.put(delivery.event.subject, delivery.event.data, key=delivery.idempotency_key)
+    The function has one parameter, a Delivery. It returns when it has accepted the event, and raises Reject, Failed or
+    Unavailable otherwise. An exception that means that the target cannot be reached, for example a ConnectionError,
+    counts as Unavailable, and every other one as Failed. The result of the function is ignored.
+
+    Args:
+        name: ``target_ref`` of the routes that deliver to it.
+
+    Returns:
+        The decorator. It makes a PythonTarget of the function, which can still be called, with ``await``.
 
     Raises:
         TypeError: The decorated object is not a coroutine function.

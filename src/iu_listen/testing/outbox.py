@@ -43,7 +43,7 @@ class Decided:
         event: The event.
         route: Code of the route.
         status: ``sent``, ``failed``, ``skipped`` or ``dry_run``.
-        dead_letter: Whether it became a dead letter.
+        dead_letter: True: it became a dead letter.
         failure_code: The failure code; None: it did not fail.
     """
 
@@ -94,13 +94,27 @@ class Outbox:
         return await self.decided()
 
     async def emitted(self, event_type: str | None = None) -> list[Emitted]:
-        """The events that were written, in order; of one type, or of all."""
+        """The events that were written.
+
+        Args:
+            event_type: Their event type; None: all types.
+
+        Returns:
+            The events, in the order in which they were written.
+        """
         async with self._session() as connection:
             rows = await queries.rows(connection, "testing/events", event_type)
         return [Emitted(row["event_type"], json.loads(row["payload"]), row["subject"]) for row in rows]
 
     async def decided(self, route: str | None = None) -> list[Decided]:
-        """The last attempt of each event, in the order of the events; on one route, or on all."""
+        """The last attempt of each event.
+
+        Args:
+            route: Code of the route; None: all routes.
+
+        Returns:
+            The attempts, in the order of the events.
+        """
         async with self._session() as connection:
             rows = await queries.rows(connection, "testing/attempts", route)
         return [
@@ -130,7 +144,16 @@ class Outbox:
     async def assert_delivered(
         self, route: str, payload: Mapping[str, Any] | None = None, *, count: int | None = None
     ) -> None:
-        """Assert that events were delivered on a route; the arguments are those of assert_emitted()."""
+        """Assert that events were delivered on a route.
+
+        Args:
+            route: Code of the route.
+            payload: Keys and values that the payload of such an event has; further keys are possible.
+            count: Exact number of such events. Default: at least one.
+
+        Raises:
+            AssertionError: No such event was delivered, or another number; the message lists the attempts.
+        """
         decided = await self.decided(route)
         found = [d for d in decided if d.status == "sent" and _matches(d.event, payload)]
         _expect(f"delivery on {route} {dict(payload or {})}", len(found), count, decided)
