@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 AGENT  := .venv-agent
 HELM   := .helm
+DOCS   := .venv-docs
 PINS   := .venv-pins
 TOOLS  := .venv-package
 WHEEL  := .venv-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit wide storm soak kills upgrade-test freeze package schema examples hashes bench clean
+.PHONY: help demo up test lint types imports unit wide storm soak kills upgrade-test freeze package schema examples docs hashes bench clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -129,6 +130,17 @@ schema: $(READY) ## Write tests/conventions/schema.sql anew
 examples: $(READY) ## Write the outputs in README.md and docs/ anew; PAGES=docs/… for some pages
 	@PYTHONPATH=tests $(BIN)/python -m examples $(PAGES)
 
+# zensical builds the site, in an environment of its own. Of mmdc only a file is needed, mermaid.js.
+$(DOCS)/.ready: docs/site/constraints.txt
+	@echo "preparing $(DOCS) (once) ..."
+	@$(PYTHON) -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c $< mkdocstrings-python ruff zensical
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -c $< --no-deps mmdc
+	@touch $@
+
+docs: $(DOCS)/.ready ## The documentation site, in site/; begin with site/index.html
+	@$(DOCS)/bin/python docs/site/build.py
+
 # uv, in an environment of its own, asks the index for the hashes of all files of a version.
 hashes: ## Write hashes.txt anew, after a change of constraints.txt
 	@$(PYTHON) -m venv --clear $(PINS)
@@ -144,4 +156,4 @@ bench: $(READY) ## Latency and drain, beside their bounds
 clean: ## Remove what make made, the embedded databases included
 	@# As root in a closed directory the data lies elsewhere, and pg18 is a link there.
 	@for data in .iu-listen/pg*; do case "$$(readlink $$data)" in /var/*/iu-listen/*) rm -rf "$$(dirname "$$(readlink $$data)")";; esac; done
-	@rm -rf $(VENV) $(AGENT) $(HELM) $(PINS) $(TOOLS) $(WHEEL) .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(AGENT) $(HELM) $(DOCS) $(PINS) $(TOOLS) $(WHEEL) site build/docs .cache .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
