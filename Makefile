@@ -38,8 +38,12 @@ lint: $(READY) ## Style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(READY) ## Types, strictly
+# The examples whose libraries have types.
+TYPED := plain-asyncpg
+
+types: $(READY) ## Types, strictly; those of each example as its own program
 	@$(BIN)/mypy
+	@for project in $(TYPED); do $(BIN)/mypy --config-file= --strict --cache-dir .mypy_cache/$$project examples/$$project || exit 1; done
 
 imports: $(READY) ## Who may import whom
 	@PYTHONPATH=src $(BIN)/lint-imports

@@ -27,7 +27,7 @@ from storm.transaction_kinds import KINDS
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     page
-    for folder in ("docs", "sql", "bench", "deploy", "tests")
+    for folder in ("docs", "sql", "bench", "deploy", "examples", "tests")
     for page in (ROOT / folder).rglob("*.md")
 ) + sorted(ROOT.glob("*.md"))  # fmt: skip
 

@@ -19,10 +19,10 @@ from conventions.files import ROOT, tracked
 
 #: Files of each part of the repository. CHANGELOG.md is a record and is not measured.
 PARTS = {
-    "docs": r"(README|CONTRIBUTING|SECURITY)\.md|(docs|sql|bench)/.*\.md",
+    "docs": r"(README|CONTRIBUTING|SECURITY)\.md|(docs|sql|bench|examples)/.*\.md",
     "src": r"src/.*\.py",
     "sql": r"sql/.*\.sql",
-    "tests": r"tests/.*\.py",
+    "tests": r"(tests|examples)/.*\.py",
 }
 #: Words for each habit, and how many of them a thousand words may have.
 MOST = {
