@@ -1,0 +1,1 @@
+"""A shop: an API that takes orders, and the handlers of their events."""
