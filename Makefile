@@ -39,7 +39,7 @@ lint: $(READY) ## Style
 	@$(BIN)/ruff format --check .
 
 # The examples whose libraries have types.
-TYPED := fastapi-shop plain-asyncpg
+TYPED := fastapi-shop nats-relay plain-asyncpg
 
 types: $(READY) ## Types, strictly; those of each example as its own program
 	@$(BIN)/mypy
