@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from uuid import uuid4
 
 import anyio
 import psutil
@@ -14,11 +15,27 @@ from iu_listen.model.observation import (
     Listening,
     SessionFailed,
 )
+from iu_listen.model.settings import Settings
+from iu_listen.postgres.earlier_sessions import EarlierSessions
+from iu_listen.postgres.worker import worker_session
 from postgres.listener_helpers import NO_CATCH_UP, wait_until_armed
 from postgres.session_helpers import TERMINATE_SESSION, BackgroundConsumer, has_observed, wait_until_routed
 from support import WORKER, Recorder, attempted, connected, consuming, drain, insert_event, wait_until
 
 pytestmark = pytest.mark.asyncio
+
+
+async def test_an_ended_worker_session_still_has_its_process_id(live):
+    """The monitor reads the process id while a batch waits, also when the session has just ended.
+
+    Fails when: the driver is asked for it each time, so that an AttributeError ends the consumer.
+    """
+    settings = Settings.load({}, {"dsn": live.dsn})
+    async with worker_session(settings, uuid4(), "0", EarlierSessions()) as session:
+        assert session.backend > 0
+        session.abandon("the test ends it")
+        await anyio.sleep(0)
+        assert session.backend > 0
 
 
 @pytest.mark.parametrize(("session_name", "kind"), [("worker", "worker"), ("listener", "listener")])

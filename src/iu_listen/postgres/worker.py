@@ -43,11 +43,9 @@ class WorkerSession:
         self._abandoned = ""
         self._lease = WorkerLease(connection, settings, consumer)
         self.failure: BatchFailure | None = None
-
-    @property
-    def backend(self) -> int | None:
-        """The process id of the session on the server; None behind a pooler, where it is not known."""
-        return None if self._connection.pooled else self._connection.get_server_pid()
+        #: The process id of the session on the server; None behind a pooler, where it is not known. It is read once,
+        #: because the driver does not know it any more when the session has ended.
+        self.backend: Final = None if connection.pooled else connection.get_server_pid()
 
     def abandon(self, why: str) -> None:
         """End the session at once: a batch that waits for its answer raises SessionLost with this reason."""
