@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncpg
 import pytest
 
-from cli.command import Done, on_one_server, portrait, refused, run, value
+from cli.command import Done, execute, on_one_server, portrait, refused, run, value
 from iu_listen.model.config_file import ConfigFile, RouteEntry, TypeEntry, parse
 from iu_listen.model.errors import ConfigurationError
 
@@ -155,3 +156,29 @@ def test_a_file_is_read():
 def test_a_missing_file_is_named():
     """A file that does not exist is an error that names it."""
     refused(2, "nowhere.toml cannot be read", "config show")("config", "plan", "--file", "nowhere.toml")
+
+
+def test_forbidden_keys_of_payloads(neutral, live, tmp_path):
+    """[payload] forbids keys and permits them again; a file without it changes nothing; show prints the list.
+
+    Fails when: the list is not set, an empty list forbids something, or IU Core's own list is taken for it.
+    """
+    path = tmp_path / "iu-listen.toml"
+
+    def apply(text: str, dsn: str = neutral) -> Done:
+        path.write_text(text)
+        return run("config", "apply", "--file", str(path), "--yes", dsn=dsn)
+
+    event = "insert into event_outbox (event_type, safe_payload) values ('t', '{\"token\": 1}')"
+    assert apply('[types.t]\n[payload]\nforbidden_keys = ["token", "password"]').code == 0
+    with pytest.raises(asyncpg.CheckViolationError, match="forbidden here"):
+        execute(neutral, event)
+    assert 'forbidden_keys = ["token", "password"]' in run("config", "show", dsn=neutral).out
+    assert apply("[types.t]").code == 0
+    assert value(neutral, "select value from dot_config where key like '%forbidden%'") == "token,password"
+    assert apply("[payload]\nforbidden_keys = []").code == 0
+    execute(neutral, event)
+    assert "[payload]" not in run("config", "show", dsn=neutral).out
+    done = apply('[payload]\nforbidden_keys = ["a,b"]')
+    assert (done.code, "line 2" in done.err) == (2, True)
+    assert "fixed list" in apply("[payload]\nforbidden_keys = []", live.dsn).err

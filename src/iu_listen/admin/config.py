@@ -25,7 +25,7 @@ class Change:
     """One difference between a file and a database.
 
     Attributes:
-        kind: ``type``, ``route``, ``policy``, ``worker`` or ``retention``.
+        kind: ``type``, ``route``, ``policy``, ``worker``, ``retention`` or ``payload``.
         name: Name of the entry.
         before: The state in the database; None: there is no such entry.
         after: The state in the file.
@@ -43,13 +43,15 @@ async def changes(connection: Connection, config: ConfigFile) -> list[Change]:
     """The differences between a file and a database, in the order in which they can be applied.
 
     Raises:
-        Refused: An entry exists with properties that do not change, as the stream of a type or the target of a route.
+        Refused: An entry exists with properties that do not change, as the stream of a type or the target of a route;
+            or the base of IU Core has a list of forbidden keys of its own.
     """
     return [
         *[c async for c in _types(connection, config)],
         *[c async for c in _workers(connection, config)],
         *[c async for c in _routes(connection, config)],
         *[c async for c in _retention(connection, config)],
+        *[c async for c in _payload(connection, config)],
     ]
 
 
@@ -144,6 +146,20 @@ async def _retention(connection: Connection, config: ConfigFile) -> AsyncIterato
             yield Change("retention", what, there[what], wanted, set_policy)
 
 
+async def _payload(connection: Connection, config: ConfigFile) -> AsyncIterator[Change]:
+    if config.forbidden_keys is None:
+        return
+    if await value(connection, "is_iu_core"):
+        raise Refused(
+            "the base of IU Core has a fixed list of forbidden keys",
+            "Take [payload] out of the file.",
+        )
+    before, after = await value(connection, "payload/forbidden_keys"), ",".join(config.forbidden_keys) or None
+    if before != after:
+        forbid = partial(value, connection, "payload/forbid_keys", after)
+        yield Change("payload", "forbidden_keys", before or "none", after or "none", forbid)
+
+
 async def as_toml(connection: Connection) -> str:
     """The state of a database as the text of a configuration file."""
     lines: list[str] = []
@@ -162,6 +178,8 @@ async def as_toml(connection: Connection) -> str:
     lines.append("[retention]")
     for found in await rows(connection, "retention/policies"):
         lines.append(f"{found['what']} = {json.dumps(found['keep'] if found['enabled'] else 'off')}")
+    if forbidden := await value(connection, "payload/forbidden_keys"):
+        lines += ["", "[payload]", f"forbidden_keys = {json.dumps([key.strip() for key in forbidden.split(',')])}"]
     return "\n".join(lines) + "\n"
 
 

@@ -21,7 +21,10 @@ KEYS: Final[Mapping[str, Mapping[str, type]]] = {
     "routes": {"type": str, "to": str, "domain": str, "policy": dict},
     "workers": {"domain": str},
     "retention": {"events": str, "attempts": str, "dead_letters": str},
+    "payload": {"forbidden_keys": list},
 }
+#: The types of values, in words.
+_TYPE_WORDS: Final[Mapping[type, str]] = {str: "a text", dict: "a table", list: "a list of texts"}
 #: The keys that each kind of table must have.
 REQUIRED: Final[Mapping[str, tuple[str, ...]]] = {"routes": ("type", "to"), "workers": ("domain",)}
 
@@ -57,12 +60,14 @@ class ConfigFile:
         routes: The routes.
         workers: Domain by name of a worker.
         retention: Interval by name of a retention policy; ``off`` switches it off.
+        forbidden_keys: The keys that no payload may have; empty: any keys are possible. None: the file does not say.
     """
 
     types: tuple[TypeEntry, ...] = ()
     routes: tuple[RouteEntry, ...] = ()
     workers: Mapping[str, str] = field(default_factory=dict)
     retention: Mapping[str, str] = field(default_factory=dict)
+    forbidden_keys: tuple[str, ...] | None = None
 
 
 def parse(text: str) -> ConfigFile:
@@ -87,7 +92,18 @@ def parse(text: str) -> ConfigFile:
         tuple(RouteEntry(code, **entry) for code, entry in entries["routes"].items()),
         {name: entry["domain"] for name, entry in entries["workers"].items()},
         retention,
+        _forbidden_keys(text, _table(text, data.get("payload", {}), "payload", "[payload]")),
     )
+
+
+def _forbidden_keys(text: str, payload: Mapping[str, Any]) -> tuple[str, ...] | None:
+    if "forbidden_keys" not in payload:
+        return None
+    for key in payload["forbidden_keys"]:
+        if not isinstance(key, str) or not key.strip() or "," in key or key != key.strip():
+            problem = f"forbidden_keys has {key!r}, which is not the name of a key"
+            raise _wrong(text, "forbidden_keys", problem, "A key is a text without commas and without outer spaces.")
+    return tuple(payload["forbidden_keys"])
 
 
 def _entries(text: str, data: Mapping[str, Any], kind: str) -> list[tuple[str, Any]]:
@@ -105,8 +121,7 @@ def _table(text: str, entry: Any, kind: str, place: str) -> dict[str, Any]:
     _require_known(text, entry, keys, place)
     for key, value in entry.items():
         if not isinstance(value, keys[key]):
-            wanted = "a text" if keys[key] is str else "a table"
-            raise _wrong(text, key, f"{key} of {place} must be {wanted}, not {value!r}")
+            raise _wrong(text, key, f"{key} of {place} must be {_TYPE_WORDS[keys[key]]}, not {value!r}")
     if missing := [key for key in REQUIRED.get(kind, ()) if key not in entry]:
         raise _wrong(text, place.strip("[]").rpartition(".")[2], f"{place} lacks {', '.join(missing)}")
     return entry
