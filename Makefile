@@ -85,8 +85,9 @@ PG      ?= 18
 storm: $(READY) ## Writers and faults against the consumer, and a verdict: SEED=… MINUTES=2 PG=18
 	@PYTHONPATH=tests $(BIN)/python -m storm $(if $(SEED),--seed $(SEED)) --minutes $(MINUTES) --pg $(PG) $(STORM)
 
-kills: $(READY) ## 10 000 events to each kind of target, both ends killed; and 50 000 of 500 subjects in order
-	@KILL_EVENTS=10000 ORDER_EVENTS=50000 ORDER_SUBJECTS=500 $(BIN)/python -m pytest -q -s tests/targets/test_kills.py tests/storm/test_order.py
+kills: $(READY) ## 10 000 events to each kind of target, both ends killed; 50 000 in order, and 50 000 of adopted tables
+	@KILL_EVENTS=10000 ORDER_EVENTS=50000 ORDER_SUBJECTS=500 ADOPTED_EVENTS=50000 $(BIN)/python -m pytest -q -s \
+	    tests/targets/test_kills.py tests/storm/test_order.py tests/storm/test_adopted.py
 
 soak: $(READY) ## Bursts of events while traces cannot be sent, and a verdict: EVENTS=100000 SECONDS=60
 	@PYTHONPATH=tests $(BIN)/python -m soak $(if $(EVENTS),--events $(EVENTS)) $(if $(SECONDS),--seconds $(SECONDS)) $(SOAK)
