@@ -167,12 +167,12 @@ revoke execute on function
     public.fn_iu_decision_latency(text, bigint, integer)
     from public, iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
--- Triggers on tables of IU Core call these functions with the rights of the application that changes a route or a
--- setting. The functions reveal nothing that the caller may not read.
+-- Triggers on tables of IU Core call these functions with the rights of the application that writes an event, or changes a
+-- route or a setting. The functions reveal nothing that the caller may not read.
 grant execute on function
     public.fn_iu_delivery_policy(jsonb), public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_delivery_list(text),
     public.fn_iu_delivery_options_check(text, text, jsonb), public.fn_iu_delivery_options(text),
-    public.fn_iu_delivery_scheme(text)
+    public.fn_iu_delivery_scheme(text), public.fn_iu_bell_due(text)
     to public;
 
 grant usage on schema public

@@ -4,6 +4,9 @@
 -- needs: 008, 010, functions/wake
 -- locks: ACCESS EXCLUSIVE on event_outbox, for the catalogue change only, and only if it is available within lock_timeout
 
+-- The condition of the trigger calls the function with the rights of the producer.
+grant execute on function public.fn_iu_bell_due(text) to public;
+
 -- Without that lock the trigger of 010 stays. It does the same for every domain, and is replaced when the workers change.
 -- The outbox is locked first, because a batch locks the cursor table before and after it reads the outbox: in the other
 -- order, a batch and this file could wait for each other.
