@@ -68,7 +68,8 @@ class TestServer:
     def template(self, kind: str) -> str:
         """Name of the template database with the substrate (``base``) or the whole package (``applied``).
 
-        ``partitioned`` is the whole package on an event_outbox that is partitioned by month.
+        ``partitioned`` is the whole package on an event_outbox that is partitioned by month, and ``neutral`` the whole
+        package on the neutral base.
         """
         if kind not in self.templates:
             name = f"iu_template_{kind}_{secrets.token_hex(4)}"
@@ -76,7 +77,10 @@ class TestServer:
 
             async def fill() -> None:
                 async with session(self.dsn(name), name="tests") as connection:
-                    await (apply_partitioned_base if kind == "partitioned" else migrate.apply_base)(connection)
+                    if kind == "partitioned":
+                        await apply_partitioned_base(connection)
+                    else:
+                        await migrate.apply_base(connection, "neutral" if kind == "neutral" else "iu_core")
                     if kind != "base":
                         state = await package_state(connection)
                         await migrate.apply_files(connection, state.pending, {}, lambda _: None)

@@ -10,6 +10,7 @@ import pytest
 
 from conftest import Database
 from deploy.role_helpers import INSERT, PRODUCERS, Logins, execute, fetchval
+from iu_listen import emit
 from iu_listen.model.routing import CHANNEL
 from iu_listen.postgres.listener import BELL_KEY
 from support import connected
@@ -32,6 +33,7 @@ def test_a_producer_can_write_events_and_read_none(applied: Database, roles: Log
                 """insert into event_outbox (event_domain, event_type, event_stream, delivery_lane)
                    values ('iu', 'version_applied', 'update', 'immediate') returning id"""
             )
+            assert await emit(producer, "version_applied", {"n": 1})
             with pytest.raises(asyncpg.UndefinedObjectError):
                 await producer.fetchval("select fn_iu_emit_event('nothing', 'unit/1', gen_random_uuid(), 'shop', '{}')")
             for statement in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import datetime as dt
 import json
@@ -27,10 +26,8 @@ from sqlalchemy.pool import NullPool
 
 from cli.command import on_one_server
 from iu_listen import emit
-from iu_listen.install import migrate
-from iu_listen.install.package import package_state
 from iu_listen.producer.payload import InvalidPayload
-from support import connected, session
+from support import connected
 
 pytestmark = [on_one_server, pytest.mark.asyncio]
 
@@ -41,20 +38,6 @@ class Order:
 
     total: int
     at: dt.date
-
-
-@pytest.fixture
-def neutral(empty) -> str:
-    """The DSN of a database with the neutral base, the package, and one event type."""
-
-    async def prepare() -> None:
-        async with session(empty.dsn, name="test") as connection:
-            await migrate.apply_base(connection, "neutral")
-            await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
-            await connection.execute("insert into public.event_type_registry (event_type) values ('order_placed')")
-
-    asyncio.run(prepare())
-    return empty.dsn
 
 
 class Aborted(Exception):
@@ -265,6 +248,29 @@ async def test_an_unknown_type_names_the_command(neutral, opened):
     raised = getattr(error.value, "orig", error.value)
     detail = str((getattr(raised, "diag", None) and raised.diag.message_hint) or getattr(raised, "hint", "") or raised)
     assert "iu-listen event-type add nope" in detail or "event type nope is not registered" in str(error.value)
+
+
+async def test_a_connection_that_writes_jsonb_in_its_own_way(neutral):
+    """emit() does not depend on the codecs of the connection, for example one that writes jsonb from dicts.
+
+    Fails when: the parameter of the statement has the type jsonb.
+    """
+    async with connected(neutral) as connection:
+        await connection.set_type_codec("jsonb", schema="pg_catalog", encoder=json.dumps, decoder=json.loads)
+        await emit(connection, "order_placed", {"total": 5})
+        assert await connection.fetchval("select safe_payload from event_outbox") == {"total": 5}
+
+
+@every_kind
+async def test_an_attribute_with_nul_does_not_harm_the_transaction(neutral, opened):
+    """An attribute that PostgreSQL cannot store raises before the database is asked, and the transaction goes on."""
+
+    async def work(emit, _):
+        with pytest.raises(InvalidPayload, match="an attribute of order_placed contains the character NUL"):
+            await emit("order_placed", {}, actor="ann\x00")
+        return await emit("order_placed", {}, actor="ann")
+
+    await opened(neutral, work)
 
 
 @pytest.mark.parametrize("text", ["a\\u0000b", "\\\\u0000", "\\u0000 as text"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
@@ -11,10 +11,9 @@ from uuid import UUID, uuid4
 
 from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.postgres.sqlfiles import query
-from iu_listen.producer.payload import payload_json
+from iu_listen.producer.payload import json_text, payload_json
 from iu_listen.producer.trace_context import class_names, current_traceparent
 
-_PARAMETER: Final = re.compile(r"\$(\d+)")
 #: Class names of the connections, by the way in which they execute a statement.
 _ASYNCPG: Final = frozenset({"asyncpg.Connection", "asyncpg.PoolConnectionProxy"})
 _PSYCOPG: Final = frozenset({"psycopg.Connection", "psycopg.AsyncConnection"})
@@ -70,42 +69,87 @@ def emit(
             registered; its hint names the command that registers it.
     """
     event = id or uuid4()
-    text = payload_json(event_type, {} if payload is None else payload)
-    values = (
-        event, domain, event_type, subject_type, None if subject is None else str(subject), address, actor, source,
-        correlation, text, occurred_at, current_traceparent(),
+    row = event_row(
+        event, event_type, payload_json(event_type, {} if payload is None else payload), subject=subject,
+        subject_type=subject_type, address=address, actor=actor, source=source, correlation=correlation,
+        occurred_at=occurred_at, domain=domain, traceparent=current_traceparent(),
     )  # fmt: skip
-    result = _execute(connection, _statement(), values)
+    result = write_rows(connection, [row])
     return _answered(result, event) if isinstance(result, Awaitable) else event
 
 
-@cache
-def _statement() -> str:
-    """The statement without its comments, which name the parameters, too."""
-    return re.sub(r"^--.*\n", "", query("producer/emit"), flags=re.MULTILINE).strip()
+def event_row(
+    event: UUID,
+    event_type: str,
+    payload: str,
+    *,
+    subject: object,
+    subject_type: str | None,
+    address: str | None,
+    actor: str | None,
+    source: str | None,
+    correlation: str | None,
+    occurred_at: datetime | None,
+    domain: str,
+    traceparent: str | None,
+) -> str:
+    """An event as a JSON object with columns of event_outbox as keys.
+
+    Args:
+        event: Id of the event.
+        event_type: Type of the event.
+        payload: Its payload as JSON.
+        subject: As the following arguments: see emit().
+        subject_type: See emit().
+        address: See emit().
+        actor: See emit().
+        source: See emit().
+        correlation: See emit().
+        occurred_at: See emit().
+        domain: See emit().
+        traceparent: Its trace context; None: that of the transaction.
+
+    Raises:
+        InvalidPayload: An attribute has a value that PostgreSQL cannot store.
+    """
+    columns = {
+        "id": event, "event_domain": domain, "event_type": event_type, "event_subject_table": subject_type,
+        "event_subject_ref": None if subject is None else str(subject), "canonical_address": address,
+        "actor_ref": actor, "source_system": source, "correlation_id": correlation, "occurred_at": occurred_at,
+        "traceparent": traceparent,
+    }  # fmt: skip
+    return f'{json_text(f"an attribute of {event_type}", columns)[:-1]}, "safe_payload": {payload}}}'
 
 
-async def _answered(result: Awaitable[Any], event: UUID) -> UUID:
-    await result
-    return event
+def write_rows(connection: Any, rows: Sequence[str]) -> Any:
+    """Write events in one statement, in their order, on the connection of any library.
 
+    Args:
+        connection: The connection, as for emit().
+        rows: Results of event_row().
 
-def _execute(connection: Any, statement: str, values: tuple[Any, ...]) -> Any:
-    """Execute a statement with parameters such as $1 on the connection of any library."""
+    Returns:
+        An awaitable if the connection is asynchronous.
+
+    Raises:
+        TypeError: The object is no connection or session of these libraries.
+    """
     kinds = class_names(connection)
+    values = (f"[{', '.join(rows)}]",)
     if kinds & _ASYNCPG:
-        return connection.execute(statement, *values)
+        return connection.execute(_statement(), *values)
     if kinds & _PSYCOPG:
-        return connection.execute(*_in_percent_style(statement, values))
+        return connection.execute(_percent_statement(), values)
     if kinds & _SQLALCHEMY:
-        return connection.exec_driver_sql(*_for_dialect(connection.dialect.driver, statement, values))
+        asyncpg = connection.dialect.driver == "asyncpg"
+        return connection.exec_driver_sql(_statement() if asyncpg else _percent_statement(), values)
     if kinds & _SESSION:
-        return _execute(connection.connection(), statement, values)
+        return write_rows(connection.connection(), rows)
     if kinds & _ASYNC_SESSION:
-        return _in_async_session(connection, statement, values)
+        return _in_async_session(connection, rows)
     if kinds & _DJANGO:
         with connection.cursor() as cursor:
-            cursor.execute(*_in_percent_style(statement, values))
+            cursor.execute(_percent_statement(), values)
         return None
     raise TypeError(
         f"emit() requires a connection or session of asyncpg, psycopg, SQLAlchemy or Django, not "
@@ -113,16 +157,22 @@ def _execute(connection: Any, statement: str, values: tuple[Any, ...]) -> Any:
     )
 
 
-async def _in_async_session(session: Any, statement: str, values: tuple[Any, ...]) -> None:
-    connection = await session.connection()
-    await _execute(connection, statement, values)
+@cache
+def _statement() -> str:
+    """The statement, without its comments, which name the parameter, too."""
+    return re.sub(r"^--.*\n", "", query("producer/emit"), flags=re.MULTILINE).strip()
 
 
-def _for_dialect(driver: str, statement: str, values: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
-    return (statement, values) if driver == "asyncpg" else _in_percent_style(statement, values)
+@cache
+def _percent_statement() -> str:
+    """The statement for drivers that write a parameter as %s."""
+    return _statement().replace("$1", "%s")
 
 
-def _in_percent_style(statement: str, values: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
-    """The statement with %s instead of $1, and the values in the order in which they occur."""
-    order = [int(number) - 1 for number in _PARAMETER.findall(statement)]
-    return _PARAMETER.sub("%s", statement), tuple(values[index] for index in order)
+async def _in_async_session(session: Any, rows: Sequence[str]) -> None:
+    await write_rows(await session.connection(), rows)
+
+
+async def _answered(result: Awaitable[Any], event: UUID) -> UUID:
+    await result
+    return event

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any, Final
@@ -32,22 +31,35 @@ def payload_json(event_type: str, payload: Any) -> str:
     Raises:
         InvalidPayload: It is not an object, or it has a value that JSON or PostgreSQL cannot represent.
     """
-    try:
-        built = builtins(payload)
-        text = json.dumps(built, allow_nan=False, default=_as_text, ensure_ascii=False)
-        text.encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidPayload(
-            f"the payload of {event_type} cannot be written as JSON: {error}",
-            "Use texts, numbers, booleans, lists and objects; dates, times, UUIDs and decimals become texts.",
-        ) from error
-    if not isinstance(built, Mapping):
+    text = json_text(f"the payload of {event_type}", payload)
+    if not text.startswith("{"):
         raise InvalidPayload(
             f"the payload of {event_type} is of the type {type(payload).__name__}",
             "A payload is an object with keys: a dict, a dataclass, or a model.",
         )
+    return text
+
+
+def json_text(what: str, value: Any) -> str:
+    """The JSON text of a value, in a form that PostgreSQL can store.
+
+    Args:
+        what: Name of the value, for the error.
+        value: As the payload of payload_json().
+
+    Raises:
+        InvalidPayload: It contains a value that JSON or PostgreSQL cannot represent.
+    """
+    try:
+        text = json.dumps(builtins(value), allow_nan=False, default=_as_text, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidPayload(
+            f"{what} cannot be written as JSON: {error}",
+            "Use texts, numbers, booleans, lists and objects; dates, times, UUIDs and decimals become texts.",
+        ) from error
     if _NUL.search(text):
-        raise InvalidPayload(f"the payload of {event_type} contains the character NUL", "PostgreSQL cannot store it.")
+        raise InvalidPayload(f"{what} contains the character NUL", "PostgreSQL cannot store it.")
     return text
 
 
