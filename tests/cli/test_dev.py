@@ -91,6 +91,13 @@ def running(folder: Path, log: IO[str]) -> Iterator[None]:
         process.wait(30)
 
 
+def test_routes_of_no_handlers():
+    """route sync without --app and without IU_LISTEN_APP names both; with one of them it uses that module."""
+    refused(2, "no handlers are named", "IU_LISTEN_APP")("route", "sync")
+    refused(2, "there is no module nothing")("route", "sync", env={"IU_LISTEN_APP": "nothing"})
+    refused(2, "there is no module other")("route", "sync", "--app", "other", env={"IU_LISTEN_APP": "nothing"})
+
+
 def test_dev_refuses_every_other_database():
     """With a database in the environment, dev opens no gate and names the other way."""
     refused(2, "works on the embedded server only", "route sync")(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import anyio
@@ -17,7 +18,9 @@ from iu_listen.cli.parameters import NoQuestion, Plan
 from iu_listen.cli.removal import remove
 from iu_listen.cli.route import print_routes, route
 from iu_listen.install import requirements
+from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.routing import DEFAULT_DOMAIN
+from iu_listen.model.settings import Settings
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import load
 
@@ -74,7 +77,9 @@ def route_remove(
 @route.command(name="sync")
 def route_sync(
     *,
-    app: Annotated[str, Parameter(help="Location of the handlers: module, or module:attribute.")],
+    app: Annotated[
+        str | None, Parameter(help="Location of the handlers: module, or module:attribute. Default: IU_LISTEN_APP.")
+    ] = None,
     plan: Plan = False,
     yes: NoQuestion = False,
     options: ConnectionOptions | None = None,
@@ -84,6 +89,9 @@ def route_sync(
     New routes are dry runs, as after route add. Existing ones stay as they are. Routes without a handler are not
     removed.
     """
+    app = Settings.load(os.environ, {"app": app}).app
+    if not app:
+        raise ConfigurationError("no handlers are named", "Name their module: --app MODULE, or IU_LISTEN_APP.")
     handlers = [target for target in load(app) if isinstance(target, Handler)]
 
     async def run() -> MissingParts:
