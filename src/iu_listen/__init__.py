@@ -5,6 +5,7 @@ The packages:
     model/      data types                             flow/       control flow of the consumer
     postgres/   sessions and queries                   telemetry/  logs, metrics, traces
     targets/    targets of routes                      producer/   writes events in transactions of applications
+    sqlalchemy  events on sessions of SQLAlchemy       django/     app for Django
     app.py      assembles the parts                    cli/        commands
     embedded/   a PostgreSQL server without an installation
 

@@ -72,10 +72,10 @@ def collect(
 ) -> UUID:
     """Collect an event on a session of SQLAlchemy. The next flush writes it, at the latest that of the commit.
 
-    ::
-
-        session.add(order)
-        collect(session, "order_placed", lambda: {"id": order.id, "total": order.total}, subject=lambda: order.id)
+    ```python
+    session.add(order)
+    collect(session, "order_placed", lambda: {"id": order.id, "total": order.total}, subject=lambda: order.id)
+    ```
 
     The call does not use the database, and needs no ``await`` for an AsyncSession. A flush writes all events of the
     session in one statement, in the order in which they were collected, after the other objects. The event has the
@@ -85,7 +85,7 @@ def collect(
         session: A Session, AsyncSession, scoped_session or async_scoped_session.
         event_type: Type of the event; it must be registered (``iu-listen event-type add``), else the flush fails.
         payload: A payload as for emit(), or a function without parameters that returns it. The flush calls the function
-            when the other objects have their primary keys. Default: empty.
+            when the other objects have their primary keys. Default: an empty object.
         subject: Id of the subject as for emit(), or a function without parameters that returns it.
         subject_type: As for emit().
         address: As for emit().
@@ -97,7 +97,7 @@ def collect(
         id: As for emit().
 
     Returns:
-        The id of the event.
+        The id of the event, a UUID.
 
     Raises:
         InvalidPayload: The payload or an attribute cannot be written as JSON. The session is not affected. If a

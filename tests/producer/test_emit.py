@@ -13,11 +13,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
-import django
 import psycopg
 import pytest
 import sqlalchemy
-from django.conf import settings
 from django.db.utils import ConnectionHandler
 from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -25,6 +23,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from cli.command import on_one_server
+from django_app.project import set_up
+from django_app.settings import database
 from iu_listen import emit
 from iu_listen.producer.payload import InvalidPayload
 from support import connected
@@ -98,15 +98,8 @@ async def with_session(dsn: str, work) -> Any:
 async def with_django(dsn: str, work) -> Any:
     """A connection of Django, in a transaction; it refuses an event loop unless the environment allows it."""
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
-    if not settings.configured:
-        settings.configure(USE_TZ=True)
-        django.setup()
-    parts = psycopg.conninfo.conninfo_to_dict(dsn)
-    database = {
-        "ENGINE": "django.db.backends.postgresql", "NAME": parts["dbname"], "USER": parts.get("user", ""),
-        "HOST": parts.get("host", ""), "PORT": parts.get("port", ""), "PASSWORD": parts.get("password", ""),
-    }  # fmt: skip
-    connection = ConnectionHandler({"default": database})["default"]
+    set_up()
+    connection = ConnectionHandler({"default": database(dsn)})["default"]
 
     def execute(text: str) -> None:
         with connection.cursor() as cursor:

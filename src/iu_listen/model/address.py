@@ -110,7 +110,7 @@ class ConnectionAddress:
             host: Host and port of the server; None: the defaults of the driver.
         """
         place = {"host": host[0], "port": str(host[1])} if host else {}
-        return _written({**self.driver, **place, **self.settings})
+        return written({**self.driver, **place, **self.settings})
 
     def without_secrets(self, database: str) -> str:
         """A URI for the programs of PostgreSQL, with all servers, this database, and no secret."""
@@ -119,7 +119,7 @@ class ConnectionAddress:
             place["host"] = ",".join(host for host, _ in self.hosts)
             place["port"] = ",".join(str(port) for _, port in self.hosts)
         kept = {name: v for name, v in self.driver.items() if name not in SECRET_PARAMETERS}
-        return _written({**kept, **self.reach, **place})
+        return written({**kept, **self.reach, **place})
 
     def scrub(self, text: str) -> str:
         """The text with each secret of this address masked, in plain, URL-encoded and Python-escaped form."""
@@ -131,7 +131,8 @@ class ConnectionAddress:
         return text
 
 
-def _written(parameters: Mapping[str, str]) -> str:
+def written(parameters: Mapping[str, str]) -> str:
+    """A URI with these parameters of libpq, in an unambiguous form."""
     return "postgresql://?" + "&".join(f"{name}={quote(v, safe='')}" for name, v in parameters.items())
 
 

@@ -49,7 +49,7 @@ class Handler(PythonTarget):
     def __init__(
         self, event_type: str, name: str, function: Function, reject: Exceptions, unavailable: Exceptions
     ) -> None:
-        super().__init__(name, _in_thread(function))
+        super().__init__(name, in_thread(function))
         self.event_type = event_type
         self.__wrapped__ = function
         self._reject, self._unavailable = reject, unavailable
@@ -116,7 +116,8 @@ def _code(error: BaseException) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(error).__name__).lower()
 
 
-def _in_thread(function: Function) -> Callable[..., Awaitable[object]]:
+def in_thread(function: Function) -> Callable[..., Awaitable[object]]:
+    """The function as a coroutine function; without ``async`` it runs in a thread."""
     if inspect.iscoroutinefunction(function):
         return function
 

@@ -79,8 +79,12 @@ def target(name: str) -> Callable[[Coroutine], PythonTarget]:
     return decorate
 
 
-def load(app: str) -> list[PythonTarget]:
+def load(app: str, *, required: bool = True) -> list[PythonTarget]:
     """Load targets: all targets of ``module``, or the target or the list of targets in ``module:attribute``.
+
+    Args:
+        app: The module, or module and attribute.
+        required: Whether a module without a target is an error. A list may be empty.
 
     Raises:
         ConfigurationError: The module or the attribute does not exist or cannot be imported, or has no target.
@@ -94,6 +98,8 @@ def load(app: str) -> list[PythonTarget]:
         found: Any = importlib.import_module(name)
         for part in attribute.split(".") if attribute else ():
             found = getattr(found, part)
+    except ConfigurationError:
+        raise
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing != name and not name.startswith(f"{missing}."):
@@ -119,6 +125,6 @@ def load(app: str) -> list[PythonTarget]:
         return [found]
     members: Iterable[Any] = vars(found).values() if inspect.ismodule(found) else found
     targets = [m for m in members if isinstance(m, PythonTarget)] if isinstance(members, Iterable) else []
-    if not targets:
+    if not targets and required and found != []:
         raise ConfigurationError(f"{app} contains no target", "Decorate a coroutine function with @target('name').")
     return list(dict.fromkeys(targets))

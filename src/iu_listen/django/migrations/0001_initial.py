@@ -1,0 +1,13 @@
+"""Installs the present schema in a new database."""
+
+from typing import ClassVar
+
+from django.db import migrations
+
+from iu_listen.django.operations import InstallPackage
+
+
+class Migration(migrations.Migration):
+    """Installs the SQL package."""
+
+    operations: ClassVar = [InstallPackage()]
