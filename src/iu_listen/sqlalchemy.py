@@ -45,7 +45,7 @@ class CollectedEvent:
     """
 
     def __init__(self, row: Callable[[], str]) -> None:
-        self.id = next(_numbers)
+        self.id: int = next(_numbers)
         self.row = row
 
 

@@ -13,7 +13,7 @@ class IuListenConfig(AppConfig):
 
     name = "iu_listen.django"
     label = "iu_listen"
-    verbose_name = "iu-listen"
+    verbose_name: str = "iu-listen"
 
     def ready(self) -> None:
         """Register the checks of databases; ``manage.py check --database default`` and ``migrate`` run them."""

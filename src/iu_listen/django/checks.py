@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from django.apps import AppConfig
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from iu_listen.django.database import belongs_to, package_state, rows
 from iu_listen.django.discovery import find_handlers
@@ -22,7 +24,7 @@ _MIGRATE: Final = "python manage.py migrate iu_listen"
 
 
 def check_databases(
-    app_configs: Sequence[Any] | None, databases: Sequence[str] | None = None, **_: Any
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[CheckMessage]:
     """The problems of the given databases, without those that a router keeps away from the app."""
     if app_configs is not None and not any(config.label == "iu_listen" for config in app_configs):
@@ -70,7 +72,7 @@ def _version(alias: str, found: SchemaVersion) -> Iterator[CheckMessage]:
             yield Error(text, hint="Install the version of iu-listen that has this schema.", id="iu_listen.E002")
 
 
-def _event_types(alias: str, connection: Any) -> Iterator[CheckMessage]:
+def _event_types(alias: str, connection: BaseDatabaseWrapper) -> Iterator[CheckMessage]:
     try:
         handlers = [handler for handler in find_handlers() if isinstance(handler, Handler)]
     except ConfigurationError as error:

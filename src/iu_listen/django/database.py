@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from django.db import router
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from iu_listen.model.address import KNOWN_PARAMETERS, written
 from iu_listen.model.version import SchemaVersion
@@ -30,7 +31,7 @@ def statement(name: str, *values: Any) -> tuple[str, list[Any] | None]:
     return _PARAMETER.sub("%s", text), [values[index] for index in order] or None
 
 
-def rows(connection: Any, name: str, *values: Any) -> list[tuple[Any, ...]]:
+def rows(connection: BaseDatabaseWrapper, name: str, *values: Any) -> list[tuple[Any, ...]]:
     """Run a query of sql/queries/ on a connection of Django."""
     with connection.cursor() as cursor:
         cursor.execute(*statement(name, *values))
@@ -50,7 +51,7 @@ class PackageState:
     version: SchemaVersion | None
 
 
-def package_state(connection: Any) -> PackageState:
+def package_state(connection: BaseDatabaseWrapper) -> PackageState:
     """Read the state of the package."""
     missing = tuple(f"{kind} {name}" for kind, name in rows(connection, "missing_base_objects"))
     [(installed,)] = rows(connection, "ledger_exists")

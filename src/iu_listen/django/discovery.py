@@ -24,16 +24,12 @@ def find_handlers() -> list[PythonTarget]:
     """
     if not apps.ready:
         django.setup()
-    modules = [f"{config.name}.handlers" for config in apps.get_app_configs() if _has_handlers(config)]
-    found = dict.fromkeys(target for module in modules for target in load(module, required=False))
+    configs = [c for c in apps.get_app_configs() if c.module and module_has_submodule(c.module, "handlers")]
+    found = dict.fromkeys(target for c in configs for target in load(f"{c.name}.handlers", required=False))
     for target in found:
         if isinstance(target, Handler) and not inspect.iscoroutinefunction(target.__wrapped__):
             target.function = in_thread(_with_connections(target.__wrapped__))
     return list(found)
-
-
-def _has_handlers(config: Any) -> bool:
-    return bool(module_has_submodule(config.module, "handlers"))
 
 
 def _with_connections(function: Callable[..., object]) -> Callable[..., object]:

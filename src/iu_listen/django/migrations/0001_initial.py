@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from django.db import migrations
+from django.db.migrations.operations.base import Operation
 
 from iu_listen.django.operations import InstallPackage
 
@@ -10,4 +11,4 @@ from iu_listen.django.operations import InstallPackage
 class Migration(migrations.Migration):
     """Installs the SQL package."""
 
-    operations: ClassVar = [InstallPackage()]
+    operations: ClassVar[list[Operation]] = [InstallPackage()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import REMAINDER
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from django.core.management.base import BaseCommand, CommandParser
 from django.db import DEFAULT_DB_ALIAS, connections
@@ -22,7 +22,7 @@ class Command(BaseCommand):
         "The database is that of IU_LISTEN_DSN if it is set, else one of DATABASES; "
         "the handlers are those of IU_LISTEN_APP, else those in the modules handlers of all apps."
     )
-    requires_system_checks: ClassVar[list[str]] = []
+    requires_system_checks: list[str] | tuple[str, ...] | Literal["__all__"] = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Add the arguments."""
