@@ -112,7 +112,7 @@ $(TOOLS)/.ready: pyproject.toml hashes.txt
 
 # The SBOM lists an environment that contains the wheel with all its extras and nothing else. There pyright checks a
 # program that uses the public API, as it is for most users. To check the types of the package itself, pyright also needs
-# stubs for the driver, which has no types. The configuration file keeps pyright from searching in the checkout.
+# stubs for asyncpg and Django, which have no types. The configuration file keeps pyright from searching in the checkout.
 package: $(TOOLS)/.ready ## Wheel, source distribution and SBOM in dist/, with checks
 	@rm -f dist/iu_listen-*
 	@$(TOOLS)/bin/uv build --quiet --build-constraint hashes.txt --require-hashes
@@ -124,7 +124,7 @@ package: $(TOOLS)/.ready ## Wheel, source distribution and SBOM in dist/, with c
 	    --output-file "$$(echo dist/iu_listen-*.tar.gz | sed 's/tar.gz/cdx.json/')"
 	@echo '{}' >$(WHEEL)/pyrightconfig.json
 	@$(PYRIGHT) ../tests/releases/typed_program.py
-	@$(TOOLS)/bin/python $(call HASHED,--python $(WHEEL)/bin/python) asyncpg-stubs
+	@$(TOOLS)/bin/python $(call HASHED,--python $(WHEEL)/bin/python) asyncpg-stubs django-stubs
 	@$(PYRIGHT) --verifytypes iu_listen --ignoreexternal >types.txt || { cat types.txt; exit 1; }
 	@tail -n 4 $(WHEEL)/types.txt
 	@cd dist && sha256sum iu_listen-*

@@ -65,7 +65,7 @@ PRESETS: Final[Mapping[str, Mapping[str, str]]] = {
         "traceparent": "traceparent",
     },
 }
-OPTIONAL: Final = {
+OPTIONAL: Final[Mapping[str, tuple[str, ...]]] = {
     "debezium": ("occurred-at", "traceparent"),
     "django-outbox-pattern": ("occurred-at", "traceparent"),
     "eventsourcing": (),
