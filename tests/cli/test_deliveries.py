@@ -67,7 +67,7 @@ def test_run_app_delivers_to_a_coroutine_in_a_file(ready, module):
         ("my_targets:not_a_target", "my_targets:not_a_target contains no target"),
         ("json", "json contains no target"),
         ("wanting", "wanting imports the module nothere, which is not installed (wanting.py, line 2)"),
-        ("broken", "broken cannot be imported: ZeroDivisionError"),
+        ("broken", "broken cannot be imported: ZeroDivisionError (broken.py, line 1)"),
     ],
 )
 def test_an_invalid_app_is_reported_at_the_start(live, module, tmp_path, app, words):

@@ -10,9 +10,9 @@ IuListenError
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
 from typing import ClassVar, Final
+
+from iu_listen.model.user_code import place
 
 #: Errors of an exception group that are described.
 MAX_GROUP_ERRORS: Final = 3
@@ -37,17 +37,17 @@ class IuListenError(Exception):
 def safe_message(error: BaseException) -> str:
     """Description of an error for a line of the log.
 
-    For an IuListenError it is the message, for any other error the name of its class and the place where it was raised.
-    The text of other errors is left out, because it may contain data that was processed, for example a token.
+    For an IuListenError it is the message, for any other error the name of its class and its place, if possible in the
+    code of the application. The text of other errors is left out, because it may contain data that was processed, for
+    example a token.
     For a group it is the descriptions of its errors, each one once, at most ``MAX_GROUP_ERRORS`` of them.
     """
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(list(dict.fromkeys(safe_message(one) for one in error.exceptions))[:MAX_GROUP_ERRORS])
     if isinstance(error, IuListenError):
         return error.message
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}{where}"
+    where = place(error)
+    return f"{type(error).__name__} ({where})" if where else type(error).__name__
 
 
 class ConfigurationError(IuListenError):

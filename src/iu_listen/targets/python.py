@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from iu_listen.model.delivery import Delivery
 from iu_listen.model.errors import ConfigurationError, safe_message
+from iu_listen.model.user_code import place
 
 #: A target in the code of a user: it returns after a successful delivery, and raises the exceptions that
 #: iu_listen.model.delivery describes.
@@ -87,44 +87,64 @@ def load(app: str, *, required: bool = True) -> list[PythonTarget]:
         required: Whether a module without a target is an error. A list may be empty.
 
     Raises:
-        ConfigurationError: The module or the attribute does not exist or cannot be imported, or has no target.
+        ConfigurationError: The module or the attribute does not exist or cannot be imported, or has no target. The
+            message names the line in the code of the application; the cause is the exception of the import.
     """
     name, _, attribute = app.partition(":")
+    found: Any = _imported(name)
+    for part in attribute.split(".") if attribute else ():
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ConfigurationError(
+                f"{name} has no attribute {attribute}", "--app must be module or module:attribute."
+            ) from error
+        except ConfigurationError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise _not_importable(name, error) from error
+    if isinstance(found, PythonTarget):
+        return [found]
+    members: Iterable[Any] = vars(found).values() if inspect.ismodule(found) else found
+    targets = [m for m in members if isinstance(m, PythonTarget)] if isinstance(members, Iterable) else []
+    if not targets and required and found != []:
+        raise ConfigurationError(
+            f"{app} contains no target",
+            "Decorate a function with @on('event_type'), or a coroutine with @target('name').",
+        )
+    return list(dict.fromkeys(targets))
+
+
+def _not_importable(name: str, error: BaseException) -> ConfigurationError:
+    return ConfigurationError(f"{name} cannot be imported: {_import_failure(error)}", f"Check with: python -m {name}")
+
+
+def _imported(name: str) -> Any:
     # The module of a user is often in the current directory. It is appended at the end of the path, so that no file in
     # it replaces a library.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(name)
-        for part in attribute.split(".") if attribute else ():
-            found = getattr(found, part)
+        return importlib.import_module(name)
     except ConfigurationError:
         raise
     except ModuleNotFoundError as error:
         missing = error.name or ""
         if missing != name and not name.startswith(f"{missing}."):
-            frames = traceback.extract_tb(error.__traceback__)
-            where = next((f"{Path(f.filename).name}, line {f.lineno}" for f in reversed(frames) if f.line), name)
             raise ConfigurationError(
-                f"{name} imports the module {missing}, which is not installed ({where})",
+                f"{name} imports the module {missing}, which is not installed ({place(error)})",
                 f"Install it, then check with: python -m {name}",
             ) from error
         raise ConfigurationError(
             f"there is no module {error.name}",
             "--app must be module or module:attribute, in the current directory or installed.",
         ) from error
-    except AttributeError as error:
-        raise ConfigurationError(
-            f"{name} has no attribute {attribute}", "--app must be module or module:attribute."
-        ) from error
-    except Exception as error:
-        raise ConfigurationError(
-            f"{name} cannot be imported: {safe_message(error)}", f"Check with: python -m {name}"
-        ) from error
-    if isinstance(found, PythonTarget):
-        return [found]
-    members: Iterable[Any] = vars(found).values() if inspect.ismodule(found) else found
-    targets = [m for m in members if isinstance(m, PythonTarget)] if isinstance(members, Iterable) else []
-    if not targets and required and found != []:
-        raise ConfigurationError(f"{app} contains no target", "Decorate a coroutine function with @target('name').")
-    return list(dict.fromkeys(targets))
+    except (Exception, SystemExit) as error:
+        raise _not_importable(name, error) from error
+
+
+def _import_failure(error: BaseException) -> str:
+    """Why an import failed: the class and the place, and the text if it consists of names or comes from the parser."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    words = f"{type(error).__name__}: {text}" if isinstance(error, (ImportError, NameError, SyntaxError)) else ""
+    return f"{words} ({place(error)})" if words else safe_message(error)
