@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.command import environment
+from iu_listen.testing.outbox import Outbox
 
 SHOP = """
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Order:
 
 @on("order_placed")
 def send_mail(order: Order) -> None:
-    pass
+    if order.total == 13:
+        raise ValueError("unlucky")
 """
 #: A test of an application: the eight lines of docs/how-to/test.md.
 TEST = """
@@ -64,6 +66,32 @@ async def test_assertions_fail(iu_outbox):
         with pytest.raises(AssertionError, match="found 0"):
             await wrong
 
+async def test_a_failed_attempt_is_explained(iu_outbox, capsys):
+    connection = await asyncpg.connect(iu_outbox.dsn)
+    await emit(connection, "order_placed", {"total": 13})
+    await connection.close()
+    (decided,) = await iu_outbox.drain()
+    assert (decided.failure_code, decided.failure_detail) == ("target_error", "ValueError (shop.py, line 15)")
+    assert "in send_mail" in decided.traceback and "anyio" not in decided.traceback
+    assert decided.traceback in capsys.readouterr().err
+    with pytest.raises(AssertionError) as error:
+        await iu_outbox.assert_delivered("order_placed.send_mail")
+    assert "dead letter, target_error: ValueError (shop.py, line 15)" in str(error.value)
+    assert "ValueError: unlucky" in str(error.value)
+
+async def test_a_mistyped_route_is_an_error(iu_outbox):
+    with pytest.raises(AssertionError, match="no route order_placed.send_mial; routes: order_placed.send_mail$"):
+        await iu_outbox.assert_delivered("order_placed.send_mial", count=0)
+    with pytest.raises(AssertionError, match="no route x; routes"):
+        await iu_outbox.assert_dead_lettered("x", count=0)
+
+async def test_a_mistyped_type(iu_outbox):
+    connection = await asyncpg.connect(iu_outbox.dsn)
+    try:
+        await emit(connection, "order_plced", {"total": 5})
+    finally:
+        await connection.close()
+
 async def test_a_handler_of_the_test(iu_outbox):
     from iu_listen import on
     seen = []
@@ -95,8 +123,25 @@ def test_a_test_of_an_application(tmp_path: Path):
         [sys.executable, "-m", "pytest", "-q", "--durations=0", "-p", "no:cacheprovider"],
         cwd=tmp_path, env=environment(str(tmp_path)), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 passed" in done.stdout
+    assert "1 failed, 7 passed" in done.stdout, done.stdout + done.stderr
+    assert "No handler has the event type order_plced. Event types of the handlers: order_placed." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "event type order_plced is not registered and active\nHINT: Register it",
+            "iu_listen_app in the configuration",
+        ),
+        ("another error", ""),
+    ],
+)
+def test_a_missing_setting_is_named(text, says):
+    """Without handlers no event type is registered, and the report of a test names the missing setting."""
+    explained = Outbox("postgresql://").explain(text)
+    assert says in explained
+    assert bool(says) == bool(explained)
 
 
 def test_the_page_has_the_test():

@@ -7,6 +7,7 @@ import json
 from iu_listen.admin.event_types import require_name, require_type
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.routing import DEFAULT_DOMAIN
+from iu_listen.model.text import nearest
 from iu_listen.postgres.queries import Row, rows, value
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.check import TargetVerdict, check
@@ -97,6 +98,6 @@ async def remove_route(connection: Connection, code: str) -> None:
 
 
 async def no_such_route(connection: Connection, code: str) -> ConfigurationError:
-    """The error for a code that no route has; it lists the codes of all routes."""
-    known = ", ".join(r["route_code"] for r in await rows(connection, "list_routes", None))
-    return ConfigurationError(f"there is no route {code}", f"Existing routes: {known or 'none'}.")
+    """The error for a code that no route has; it lists the codes of all routes, the most similar ones first."""
+    known = nearest(code, (r["route_code"] for r in await rows(connection, "list_routes", None)))
+    return ConfigurationError(f"there is no route {code}", f"Existing routes: {', '.join(known) or 'none'}.")

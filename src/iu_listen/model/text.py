@@ -1,4 +1,4 @@
-"""Escapes text from a database, a network or a command line, so that it is safe to show.
+"""Formats text for users, and escapes text from a database, a network or a command line, so that it is safe to show.
 
 A terminal executes control sequences in its input: they clear the screen, forge lines, or set the title or the
 clipboard. Bidirectional controls change the visible order of characters. No value may send them to a terminal.
@@ -7,6 +7,8 @@ clipboard. Bidirectional controls change the visible order of characters. No val
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import Final
 
 #: C0, DEL, C1, lone surrogates, line separators, bidirectional controls, and invisible characters. The joiners U+200C
@@ -60,6 +62,11 @@ def humane(text: str) -> str:
     """
     text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
     return _COUNT.sub(lambda found: number(int(found[0])), text)
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The known names, those that are most similar to a name first."""
+    return sorted(known, key=lambda one: SequenceMatcher(None, name, one).ratio(), reverse=True)
 
 
 def _escaped(character: str) -> str:

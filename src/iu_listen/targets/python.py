@@ -79,6 +79,27 @@ def target(name: str) -> Callable[[Coroutine], PythonTarget]:
     return decorate
 
 
+class ReportedTarget(PythonTarget):
+    """A target whose failed attempts are reported, for development and tests.
+
+    Args:
+        inner: The target.
+        report: Called with the delivery and the exception that the target raised, unless the call was cancelled.
+    """
+
+    def __init__(self, inner: PythonTarget, report: Callable[[Delivery, BaseException], None]) -> None:
+        super().__init__(inner.name, inner.function)
+        self._inner, self._report = inner, report
+
+    async def deliver(self, delivery: Delivery, /) -> None:
+        """Deliver, and report an exception."""
+        try:
+            await self._inner.deliver(delivery)
+        except (Exception, SystemExit) as error:
+            self._report(delivery, error)
+            raise
+
+
 def load(app: str, *, required: bool = True) -> list[PythonTarget]:
     """Load targets: all targets of ``module``, or the target or the list of targets in ``module:attribute``.
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+import re
+import sys
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from iu_listen.admin import gates, routes
 from iu_listen.admin.handlers import add_parts, missing_parts
 from iu_listen.app import Consumer
 from iu_listen.install import migrate
 from iu_listen.install.package import package_state
+from iu_listen.model.delivery import Delivery
 from iu_listen.model.settings import Settings
+from iu_listen.model.text import nearest
+from iu_listen.model.user_code import user_traceback
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection, session
 from iu_listen.targets.handlers import Handler
-from iu_listen.targets.python import PythonTarget
+from iu_listen.targets.python import PythonTarget, ReportedTarget
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Decided:
         status: ``sent``, ``failed``, ``skipped`` or ``dry_run``.
         dead_letter: True: it became a dead letter.
         failure_code: The failure code; None: it did not fail.
+        failure_detail: The reason of the failure, as a dead letter has it; None: it did not fail.
+        traceback: The traceback of the failure in the code of the application; empty: it did not fail in this test.
     """
 
     event: Emitted
@@ -52,6 +60,8 @@ class Decided:
     status: str
     dead_letter: bool
     failure_code: str | None
+    failure_detail: str | None = None
+    traceback: str = field(default="", repr=False)
 
 
 class Outbox:
@@ -68,9 +78,13 @@ class Outbox:
     def __init__(self, dsn: str, handlers: Iterable[PythonTarget] = ()) -> None:
         self.dsn = dsn
         self._handlers = list(handlers)
+        #: The traceback of the last failed attempt of each route and event.
+        self._tracebacks: dict[tuple[str, UUID], str] = {}
 
     async def drain(self, *handlers: PythonTarget, seconds: float = 10) -> list[Decided]:
         """Run the consumer until every event is routed, and every delivery that can begin is settled.
+
+        The traceback of each failed attempt is printed on stderr.
 
         Args:
             handlers: Further handlers, besides those of the application.
@@ -86,7 +100,8 @@ class Outbox:
         async with self._session() as connection:
             await prepare_handlers(connection, own)
         settings = Settings(dsn=self.dsn, listen=False, poll_interval=0.01)
-        async with Consumer(settings, targets=own, observers=(), wait=seconds) as consumer:
+        reported = [ReportedTarget(one, self._report) for one in own]
+        async with Consumer(settings, targets=reported, observers=(), wait=seconds) as consumer:
             try:
                 await consumer.drained(seconds)
             except TimeoutError as error:
@@ -120,10 +135,35 @@ class Outbox:
         return [
             Decided(
                 Emitted(row["event_type"], json.loads(row["payload"]), row["subject"]), row["route_code"],
-                row["status"], row["decision"] == "dead_letter", row["failure_code"],
+                row["status"], row["decision"] == "dead_letter", row["failure_code"], row["failure_detail"],
+                self._tracebacks.get((row["route_code"], row["id"]), "") if row["status"] == "failed" else "",
             )
             for row in rows
         ]  # fmt: skip
+
+    def explain(self, text: str) -> str:
+        """The reason why the type of an event is not registered in this database; empty: the text names no such type.
+
+        Args:
+            text: The text of an exception of a test.
+        """
+        found = re.search(r"event type (\S+) is not registered and active", text)
+        if not found:
+            return ""
+        types = {handler.event_type for handler in self._handlers if isinstance(handler, Handler)}
+        if not types:
+            return (
+                "The database of a test has the event types of the handlers, and there is no handler: iu_listen_app in "
+                "the configuration of pytest names their module (docs/how-to/test.md)."
+            )
+        known = ", ".join(nearest(found[1], types))
+        return f"No handler has the event type {found[1]}. Event types of the handlers: {known}."
+
+    def _report(self, delivery: Delivery, error: BaseException) -> None:
+        """Print why an attempt failed, and keep it for assertions."""
+        text = user_traceback(error)
+        self._tracebacks[delivery.route, delivery.event.id] = text
+        sys.stderr.write(f"{delivery.route} failed: {delivery.event.type} {delivery.event.payload}\n{text}")
 
     async def assert_emitted(
         self, event_type: str, payload: Mapping[str, Any] | None = None, *, count: int | None = None
@@ -138,8 +178,11 @@ class Outbox:
         Raises:
             AssertionError: There is no such event, or another number; the message lists the events.
         """
+        __tracebackhide__ = True
         found = [e for e in await self.emitted(event_type) if _matches(e, payload)]
-        _expect(f"{event_type} {dict(payload or {})}", len(found), count, await self.emitted())
+        if not _enough(len(found), count):
+            listed = [_event(e) for e in await self.emitted()]
+            raise AssertionError(_message(f"event {_shown(event_type, payload)}", len(found), count, listed))
 
     async def assert_delivered(
         self, route: str, payload: Mapping[str, Any] | None = None, *, count: int | None = None
@@ -152,11 +195,13 @@ class Outbox:
             count: Exact number of such events. Default: at least one.
 
         Raises:
-            AssertionError: No such event was delivered, or another number; the message lists the attempts.
+            AssertionError: No such event was delivered, or another number; the message lists the attempts, with the
+                reasons of failures. Or there is no such route; the message lists the routes.
         """
+        __tracebackhide__ = True
         decided = await self.decided(route)
         found = [d for d in decided if d.status == "sent" and _matches(d.event, payload)]
-        _expect(f"delivery on {route} {dict(payload or {})}", len(found), count, decided)
+        await self._expect(f"delivery on {_shown(route, payload)}", route, len(found), count, decided)
 
     async def assert_dead_lettered(self, route: str, code: str | None = None, *, count: int | None = None) -> None:
         """Assert that events became dead letters on a route, with a failure code.
@@ -167,11 +212,23 @@ class Outbox:
             count: Exact number of dead letters. Default: at least one.
 
         Raises:
-            AssertionError: There is no such dead letter, or another number; the message lists the attempts.
+            AssertionError: There is no such dead letter, or another number; the message lists the attempts, with the
+                reasons of failures. Or there is no such route; the message lists the routes.
         """
+        __tracebackhide__ = True
         decided = await self.decided(route)
         found = [d for d in decided if d.dead_letter and code in (None, d.failure_code)]
-        _expect(f"dead letter on {route} {code or ''}".strip(), len(found), count, decided)
+        await self._expect(f"dead letter on {route} {code or ''}".strip(), route, len(found), count, decided)
+
+    async def _expect(self, what: str, route: str, found: int, count: int | None, decided: Sequence[Decided]) -> None:
+        __tracebackhide__ = True
+        if not decided:
+            async with self._session() as connection:
+                known = [row["route_code"] for row in await queries.rows(connection, "list_routes", None)]
+            if route not in known:
+                raise AssertionError(f"there is no route {route}; routes: {', '.join(nearest(route, known)) or 'none'}")
+        if not _enough(found, count):
+            raise AssertionError(_message(what, found, count, [_attempt(d) for d in decided]))
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[Connection]:
@@ -204,7 +261,28 @@ def _matches(event: Emitted, payload: Mapping[str, Any] | None) -> bool:
     return all(key in event.payload and event.payload[key] == value for key, value in (payload or {}).items())
 
 
-def _expect(what: str, found: int, count: int | None, there: object) -> None:
+def _enough(found: int, count: int | None) -> bool:
+    return found >= 1 if count is None else found == count
+
+
+def _message(what: str, found: int, count: int | None, listed: Sequence[str]) -> str:
+    """The message of an assertion that fails, with the events or attempts that exist."""
     wanted = "at least 1" if count is None else str(count)
-    enough = found >= 1 if count is None else found == count
-    assert enough, f"{what}: found {found}, expected {wanted}; there is {there}"
+    return "\n".join([f"{what}: found {found}, expected {wanted}; there is" + ("" if listed else " nothing"), *listed])
+
+
+def _shown(name: str, payload: Mapping[str, Any] | None) -> str:
+    return f"{name} {dict(payload)}" if payload else name
+
+
+def _event(event: Emitted) -> str:
+    subject = f" about {event.subject}" if event.subject is not None else ""
+    return f"  {event.type}{subject} {event.payload}"
+
+
+def _attempt(decided: Decided) -> str:
+    """An attempt as a line, with the reason and the traceback of a failure."""
+    line = f"{_event(decided.event)} on {decided.route}: {'dead letter' if decided.dead_letter else decided.status}"
+    if decided.failure_code:
+        line += f", {decided.failure_code}" + (f": {decided.failure_detail}" if decided.failure_detail else "")
+    return "\n".join([line, *(f"    {one}" for one in decided.traceback.splitlines())])

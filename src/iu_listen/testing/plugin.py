@@ -7,8 +7,8 @@ module wherever iu-listen is installed, so everything else is imported by the fi
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +23,16 @@ TEMPLATE = "iu_template"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the setting of the plugin."""
     parser.addini("iu_listen_app", "Module of the handlers for iu_outbox: module, or module:attribute.", default="")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Explain an event type that is not registered in the database of the test, in a section of the report."""
+    report = yield
+    explain = getattr(getattr(item, "funcargs", {}).get("iu_outbox"), "explain", None)
+    if explain and call.excinfo and (why := explain(str(call.excinfo.value))):
+        report.sections.append(("iu-listen", why))
+    return report
 
 
 @pytest.fixture(scope="session")
