@@ -103,3 +103,9 @@ def test_dev_refuses_every_other_database():
     refused(2, "works on the embedded server only", "route sync")(
         "dev", "--app", "shop", env={"IU_LISTEN_DSN": "postgresql://127.0.0.1:1/x"}
     )
+
+
+@pytest.mark.parametrize("args", [("emit", "--type", "x"), ("attempts",), ("status",), ("run",), ("doctor",)], ids=str)
+def test_a_command_creates_no_database(args):
+    """In a directory without a database a command names the ways to one, and creates none (run() checks that)."""
+    refused(2, "there is no database here", "IU_LISTEN_DSN", "iu-listen dev", "iu-listen up")(*args)

@@ -52,11 +52,18 @@ class CommandContext:
 
 
 @contextmanager
-def open_context(options: ConnectionOptions | None, **overrides: Any) -> Iterator[CommandContext]:
+def open_context(
+    options: ConnectionOptions | None, *, create: bool = False, **overrides: Any
+) -> Iterator[CommandContext]:
     """Read the settings of a command. If they name no database, run the embedded server during the block.
 
+    Args:
+        options: The options of the command; None: it has none.
+        create: Whether the command creates the embedded database if there is none.
+        overrides: Settings, by name; None counts as not given.
+
     Raises:
-        ConfigurationError: A setting is invalid, or no database is named and there is no embedded server.
+        ConfigurationError: A setting is invalid, or no database is named and there is no embedded server or database.
         DatabaseUnreachable: The embedded server does not start.
     """
     settings = Settings.load(os.environ, {"dsn": options.dsn if options else None, **overrides})
@@ -66,6 +73,12 @@ def open_context(options: ConnectionOptions | None, **overrides: Any) -> Iterato
     if settings.dsn or any(os.environ.get(name) for name in DATABASE_VARIABLES):
         yield CommandContext(settings, tuple(_programs()), None)
         return
+    if not (create or embedded.exists(Path(settings.data_dir), settings.embedded_major)):
+        raise ConfigurationError(
+            "there is no database here: the environment names none, and"
+            f" {settings.data_dir}/ has none of the embedded PostgreSQL {settings.embedded_major}",
+            "Set IU_LISTEN_DSN, or create an embedded database: iu-listen dev --app MODULE, or iu-listen up",
+        )
     with running_server(settings) as server:
         # The path of the server's socket changes at each start, but the site must stay the same.
         settings = replace(settings, site=settings.site or "embedded")
@@ -99,9 +112,9 @@ def _programs() -> Iterator[Path]:
 
 @asynccontextmanager
 async def connected(
-    options: ConnectionOptions | None, **overrides: Any
+    options: ConnectionOptions | None, *, create: bool = False, **overrides: Any
 ) -> AsyncIterator[tuple[CommandContext, Connection]]:
-    """The database of a command, and one session to it."""
-    with open_context(options, **overrides) as context:
+    """The database of a command, and one session to it; the arguments and errors are those of open_context()."""
+    with open_context(options, create=create, **overrides) as context:
         async with context.session() as connection:
             yield context, connection

@@ -63,7 +63,7 @@ def demo(
     os.environ.pop("IU_LISTEN_DSN", None)
     for name in set(os.environ) - set(environ):
         del os.environ[name]
-    with open_context(None) as context:
+    with open_context(None, create=True) as context:
         return anyio.run(_Demo(context, burst).run)
 
 

@@ -48,7 +48,7 @@ def dev(
     The command creates the database, and the event types and routes of the functions with @on, makes these routes live,
     and runs the consumer until Ctrl-C. The data stays in .iu-listen/, and other commands use the same server.
     """
-    with open_context(None) as context:
+    with open_context(None, create=True) as context:
         if context.server is None:
             raise ConfigurationError(
                 "`dev` opens every gate, so it works on the embedded server only, and the environment names a database",

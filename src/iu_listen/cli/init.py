@@ -44,7 +44,7 @@ def init(
     """
 
     async def run() -> int:
-        async with connected(options) as (context, connection):
+        async with connected(options, create=True) as (context, connection):
             machine = bool(options and options.json)
             if there := await _present(connection):
                 base, state = there

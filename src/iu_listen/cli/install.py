@@ -128,7 +128,7 @@ def apply(
     """
 
     async def run() -> int:
-        async with connected(options) as (context, connection):
+        async with connected(options, create=True) as (context, connection):
             apply_options = ApplyOptions(
                 dsn=context.settings.dsn, expect_database=expect_database, backup_dir=backup_dir, no_backup=no_backup,
                 plan=plan, base="iu_core" if base else None, programs=context.programs, lock_timeout=lock_timeout,

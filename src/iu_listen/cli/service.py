@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio
 from cyclopts import App, Parameter
@@ -78,7 +78,7 @@ def run(
     If a gate is closed, the consumer starts nevertheless, reports the gate once, and works as soon as it opens. A lost
     connection is logged and retried. Every other setting is an environment variable: docs/reference/settings.md.
     """
-    overrides = {
+    overrides: dict[str, Any] = {
         "worker": worker, "batch_limit": batch_limit, "catch_up": catch_up, "linger": linger,
         "poll_interval": poll_interval, "listen": listen, "listen_dsn": listen_dsn, "session_timeout": session_timeout,
         "grace_period": grace_period,
@@ -145,7 +145,7 @@ def up(*, log_format: LogFormat = None) -> int:
 
     The data stays in .iu-listen/, and other commands use the same server meanwhile.
     """
-    with open_context(None, log_format=log_format) as context:
+    with open_context(None, create=True, log_format=log_format) as context:
         if context.server is None:
             raise ConfigurationError(
                 "`up` uses the embedded server, but the environment names a database",

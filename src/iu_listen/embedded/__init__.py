@@ -21,7 +21,7 @@ The modules: `command.py` joins and leaves the server, `places.py` chooses direc
 
 from iu_listen.embedded.command import running
 from iu_listen.embedded.keeper import EmbeddedError, EmbeddedUnavailable, Server
-from iu_listen.embedded.places import DEFAULT_MAJOR, MAJORS, binaries, default_root
+from iu_listen.embedded.places import DEFAULT_MAJOR, MAJORS, binaries, default_root, exists
 
 __all__ = [
     "DEFAULT_MAJOR",
@@ -31,5 +31,6 @@ __all__ = [
     "Server",
     "binaries",
     "default_root",
+    "exists",
     "running",
 ]

@@ -35,6 +35,11 @@ def default_root(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("IU_LISTEN_DATA_DIR") or ".iu-listen").absolute()
 
 
+def exists(root: Path, major: int) -> bool:
+    """Whether there is a database of this major version below `root`, or a link to one."""
+    return os.path.lexists(root / f"pg{major}")
+
+
 def binaries(major: int) -> Path:
     """The directory with psql, pg_dump, pg_ctl and the other programs of one major version.
 
