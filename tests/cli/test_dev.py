@@ -26,10 +26,25 @@ class Order:
     total: float
 
 
+def stamp(order: Order) -> int:
+    return [1][int(order.total) - 5]
+
+
 @on("order_placed")
 def send_mail(order: Order) -> None:
+    stamp(order)
     with open("mails", "a") as file:
         file.write(f"mail about {order.total}\\n")
+"""
+#: The traceback of an order for which there is no stamp: the frames of the application only.
+NO_STAMP = """
+Traceback (most recent call last):
+  File "{file}", line 18, in send_mail
+    stamp(order)
+  File "{file}", line 13, in stamp
+    return [1][int(order.total) - 5]
+           ~~~^^^^^^^^^^^^^^^^^^^^^^
+IndexError: list index out of range
 """
 
 
@@ -60,23 +75,43 @@ def mails(folder: Path, count: int) -> list[str]:
 
 @pytest.mark.slow
 def test_an_event_reaches_a_handler_and_a_change_is_seen(tmp_path):
-    """A file and a command are enough; a payload that does not fit becomes a dead letter; a change begins again.
+    """A file and a command are enough, errors are shown in the words of the file, and a change begins again.
 
-    Fails when: the types, the routes, the gates or the database need another step, or a change is not noticed.
+    Fails when: the types, the routes, the gates or the database need another step; a change is not noticed; a module
+    that cannot be imported is called ready; a failed attempt shows no traceback, or frames of libraries; or the route
+    of a handler that is gone stays live.
     """
-    (tmp_path / "shop.py").write_text(SHOP)
-    log = tmp_path / "log"
+    shop, log = tmp_path / "shop.py", tmp_path / "log"
+    shop.write_text(SHOP + "oops\n")
     with log.open("w") as file, running(tmp_path, file):
-        wait_for_words(log, "listening")
-        for payload in ('{"total": 5}', '{"totl": 5}', '{"total": 6}'):
+        wait_for_words(log, "The consumer has ended")
+        said = log.read_text()
+        assert f"File \"{shop}\", line 21, in <module>\n    oops\nNameError: name 'oops' is not defined" in said
+        assert "shop cannot be imported: NameError: name 'oops' is not defined (shop.py, line 21)" in said
+        assert ("Ready" in said, "importlib" in said) == (False, False)
+
+        shop.write_text(SHOP)
+        wait_for_words(log, "shop.py has changed")
+        wait_for_words(log, "Ready: order_placed.send_mail. In another terminal")
+        for payload in ('{"total": 5}', '{"totl": 5}', '{"total": 7}', '{"total": 5.5}'):
             iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", payload)
-        assert mails(tmp_path, 2) == ["mail about 5", "mail about 6"]
+        assert mails(tmp_path, 2) == ["mail about 5", "mail about 5.5"]
         (letter,) = iu_listen(tmp_path, "dead-letter", "list")
         assert (letter["route"], letter["failure_code"]) == ("order_placed.send_mail", "invalid_payload")
-        (tmp_path / "shop.py").write_text(SHOP.replace("mail about", "letter about"))
-        wait_for_words(log, "shop.py has changed")
-        iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", '{"total": 8}')
-        assert mails(tmp_path, 3)[2] == "letter about 8"
+        wait_for_words(log, "order_placed.send_mail failed: event")
+        wait_for_words(log, NO_STAMP.format(file=shop))
+
+        shop.write_text(SHOP.replace("send_mail", "send_letter").replace("mail about", "letter about"))
+        wait_for_words(log, "Route order_placed.send_mail is a dry run now: shop declares no handler with this name.")
+        iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", '{"total": 5}')
+        assert mails(tmp_path, 3)[2] == "letter about 5"
+        routes = {r["route"]: r["dry_run"] for r in iu_listen(tmp_path, "route", "list")}
+        assert routes == {"order_placed.send_letter": False, "order_placed.send_mail": True}
+
+        shop.write_text(SHOP)
+        wait_for_words(log, "Route order_placed.send_letter is a dry run now")
+        iu_listen(tmp_path, "emit", "--type", "order_placed", "--payload", '{"total": 5}')
+        assert mails(tmp_path, 4)[3] == "mail about 5"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from iu_listen.admin import event_types, routes
@@ -54,3 +54,11 @@ async def add_parts(connection: Connection, parts: MissingParts) -> None:
         await event_types.add_type(connection, name)
     for code, event_type in parts.routes:
         await routes.add_route(connection, code, event_type=event_type, target=code)
+
+
+async def undeclared_routes(connection: Connection, names: Collection[str]) -> list[str]:
+    """The codes of the live routes to coroutines and handlers whose name is none of these."""
+    return [
+        r["route_code"] for r in await rows(connection, "list_routes", None)
+        if r["target_kind"] == "workflow" and r["enabled"] and not r["dry_run"] and r["target_ref"] not in names
+    ]  # fmt: skip

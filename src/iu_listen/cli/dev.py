@@ -15,20 +15,26 @@ import anyio
 from cyclopts import App, Parameter
 
 from iu_listen.admin import gates, routes
-from iu_listen.admin.handlers import add_parts, missing_parts
+from iu_listen.admin.handlers import add_parts, missing_parts, undeclared_routes
 from iu_listen.cli import output
 from iu_listen.cli.context import CommandContext, open_context
 from iu_listen.cli.install import applied
 from iu_listen.cli.service import run_service
 from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.install.preflight import ApplyOptions
+from iu_listen.model.delivery import Delivery
 from iu_listen.model.errors import ConfigurationError, IuListenError
+from iu_listen.model.user_code import user_traceback
 from iu_listen.targets.handlers import Handler
-from iu_listen.targets.python import load
+from iu_listen.targets.python import PythonTarget, ReportedTarget, load
 from iu_listen.telemetry.logs import configure
 
 #: Longest wait for the end of the consumer before it is killed, in seconds.
 STOP_TIMEOUT = 15.0
+#: Interval at which dev looks whether the consumer still runs, in seconds.
+CHECK_INTERVAL = 0.5
+#: The reason of the changes of routes, as recorded in iu_delivery_change.
+WHY = "iu-listen dev"
 #: The program of the process that runs the consumer; a new process imports the handlers anew after each change.
 CONSUMER = "import sys; from iu_listen.cli.dev import consume; sys.exit(consume(sys.argv[1]))"
 
@@ -55,7 +61,6 @@ def dev(
                 "Unset IU_LISTEN_DSN and the PG* variables. On that database use: route sync, route live, run",
             )
         anyio.run(_prepare, context)
-        output.note("Ready. In another terminal, in this directory: iu-listen emit --type EVENT_TYPE")
         output.note(f"Database, for your application: {context.settings.dsn}")
         changes = _changes() if reload else None
         while True:
@@ -63,7 +68,7 @@ def dev(
                 if changes is None:
                     return process.wait()
                 try:
-                    changed = next(changes)
+                    changed = _next_change(changes, process)
                 except (KeyboardInterrupt, StopIteration):
                     return 0
             output.note(f"{changed} has changed; beginning again.")
@@ -74,13 +79,32 @@ def consume(app: str) -> int:
     with open_context(None, app=app, log_format="console") as context:
         configure(context.settings.log_format)
         try:
-            handlers = [target for target in load(app) if isinstance(target, Handler)]
-            anyio.run(_open_routes, context, handlers)
-            run_service(context)
+            targets = load(app)
+            handlers = [target for target in targets if isinstance(target, Handler)]
+            for code in anyio.run(_open_routes, context, targets, handlers):
+                output.note(f"Route {code} is a dry run now: {app} declares no handler with this name.")
+            output.note(_ready(targets, handlers))
+            run_service(context, functions=[ReportedTarget(target, _report) for target in targets])
         except IuListenError as error:
+            if error.__cause__ is not None:
+                output.trace("", user_traceback(error.__cause__))
             output.problem(error.message, error.hint)
             return 1
     return 0
+
+
+def _ready(targets: list[PythonTarget], handlers: list[Handler]) -> str:
+    """The line for a consumer that is about to begin, with a command that writes an event for the first handler."""
+    event_type = handlers[0].event_type if handlers else "EVENT_TYPE"
+    names = ", ".join(target.name for target in targets)
+    return f"Ready: {names}. In another terminal, in this directory: iu-listen emit --type {event_type}"
+
+
+def _report(delivery: Delivery, error: BaseException) -> None:
+    """Print why an attempt failed."""
+    output.trace(
+        f"{delivery.route} failed: event {delivery.event.id}, attempt {delivery.attempt}", user_traceback(error)
+    )
 
 
 async def _prepare(context: CommandContext) -> None:
@@ -101,14 +125,22 @@ async def _prepare(context: CommandContext) -> None:
             await gates.set_gate(connection, gate, opened=True)
 
 
-async def _open_routes(context: CommandContext, handlers: list[Handler]) -> None:
-    """Add the event types and routes of the handlers, and make the routes live."""
+async def _open_routes(context: CommandContext, targets: list[PythonTarget], handlers: list[Handler]) -> list[str]:
+    """Add the event types and routes of the handlers, and make their routes live and those of other handlers dry runs.
+
+    Returns:
+        The routes that became dry runs.
+    """
     async with context.session() as connection:
         await add_parts(connection, await missing_parts(connection, handlers))
         for handler in handlers:
             if (await routes.switches(connection, handler.name))["listed"]:
                 continue
-            await routes.route_live(connection, handler.name, live=True, why="iu-listen dev", actor=None)
+            await routes.route_live(connection, handler.name, live=True, why=WHY, actor=None)
+        undeclared = await undeclared_routes(connection, {target.name for target in targets})
+        for code in undeclared:
+            await routes.route_live(connection, code, live=False, why=f"{WHY}: no such handler", actor=None)
+        return undeclared
 
 
 @contextmanager
@@ -127,8 +159,18 @@ def _consumer(app: str) -> Iterator[subprocess.Popen[bytes]]:
                 process.wait()
 
 
+def _next_change(changes: Iterator[str], process: subprocess.Popen[bytes]) -> str:
+    """Wait for the next change of a file, and return its name. The end of the consumer is reported once meanwhile."""
+    ended = False
+    while not (changed := next(changes)):
+        if not ended and process.poll() is not None:
+            ended = True
+            output.note("The consumer has ended. It begins again after a change of a Python file.")
+    return changed
+
+
 def _changes() -> Iterator[str]:
-    """The names of changed Python files, one after each change.
+    """The names of changed Python files, one after each change; empty every CHECK_INTERVAL without a change.
 
     Raises:
         ConfigurationError: The extra ``dev`` is not installed.
@@ -140,5 +182,8 @@ def _changes() -> Iterator[str]:
             "reloading requires the extra dev, which is not installed",
             "pip install 'iu-listen[dev]', or use --no-reload.",
         ) from error
-    for found in watch(Path.cwd(), watch_filter=PythonFilter(), raise_interrupt=True):
-        yield os.path.relpath(min(path for _, path in found))
+    pause = round(1000 * CHECK_INTERVAL)
+    for found in watch(
+        Path.cwd(), watch_filter=PythonFilter(), raise_interrupt=True, rust_timeout=pause, yield_on_timeout=True
+    ):
+        yield os.path.relpath(min(path for _, path in found)) if found else ""

@@ -232,3 +232,18 @@ def problem(message: str, hint: str) -> None:
     err().print(f"[bold red]iu-listen:[/] {escape(visible(message))}")
     if hint:
         err().print(f"  {escape(visible(hint))}")
+
+
+def trace(title: str, text: str) -> None:
+    """Print a traceback on stderr, in colour on a terminal.
+
+    Args:
+        title: The line above it; empty: there is none.
+        text: The traceback.
+    """
+    from rich.syntax import Syntax  # noqa: PLC0415 its import takes long, and a traceback is rare
+
+    console = err()
+    if title:
+        console.print(f"[bold red]{escape(visible(title))}[/]")
+    console.print(Syntax("", "pytb", theme="ansi_dark", background_color="default").highlight(text.rstrip()))

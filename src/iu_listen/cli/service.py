@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import anyio
@@ -22,7 +23,7 @@ from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
 from iu_listen.targets import Targets
-from iu_listen.targets.python import load
+from iu_listen.targets.python import PythonTarget, load
 from iu_listen.telemetry.live_spans import span_observer
 from iu_listen.telemetry.logs import LogObserver, configure
 from iu_listen.telemetry.metrics import metric_observer
@@ -90,14 +91,24 @@ def run(
     return 0
 
 
-def run_service(context: CommandContext, *, until_idle: bool = False) -> None:
-    """Run the consumer with the settings of the context until it is asked to stop, or there is nothing to do."""
+def run_service(
+    context: CommandContext, *, until_idle: bool = False, functions: Sequence[PythonTarget] | None = None
+) -> None:
+    """Run the consumer with the settings of the context until it is asked to stop, or there is nothing to do.
+
+    Args:
+        context: The context of the command.
+        until_idle: End when there is nothing to do.
+        functions: The coroutines and handlers for live routes. Default: those of the setting ``app``.
+    """
     exit_timer = ExitTimer(context.settings.grace_period)
-    anyio.run(_check_then_serve, context, exit_timer, until_idle)
+    anyio.run(_check_then_serve, context, exit_timer, until_idle, functions)
     exit_timer.loop_ended()
 
 
-async def _check_then_serve(context: CommandContext, exit_timer: ExitTimer, until_idle: bool) -> None:
+async def _check_then_serve(
+    context: CommandContext, exit_timer: ExitTimer, until_idle: bool, functions: Sequence[PythonTarget] | None
+) -> None:
     """Check the preconditions, then serve. An error of a check ends the process; later errors lead to retries."""
     async with context.session() as connection:
         await requirements.require_primary(connection)
@@ -109,7 +120,8 @@ async def _check_then_serve(context: CommandContext, exit_timer: ExitTimer, unti
                 f"Open it first: iu-listen gate open {closed[0]}",
             )
         target = (await queries.rows(connection, "target"))[0]
-    functions = load(context.settings.app) if context.settings.app else ()
+    if functions is None:
+        functions = load(context.settings.app) if context.settings.app else ()
     targets = Targets(
         functions, os.environ, secrets=context.settings.secrets, allow_private=context.settings.allow_private
     )
