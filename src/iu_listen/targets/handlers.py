@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from datetime import date, datetime, time
 from decimal import Decimal
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 import anyio.to_thread
@@ -30,6 +30,8 @@ Exceptions = tuple[type[BaseException], ...]
 #: A function of an application: of a Delivery, or of a payload, or of a payload and a Delivery.
 Function = Callable[..., object]
 Convert = Callable[[Any], Any]
+#: What becomes of keys of a payload that its dataclass does not have.
+UnknownKeys = Literal["reject", "ignore"]
 
 
 class Handler(PythonTarget):
@@ -41,19 +43,26 @@ class Handler(PythonTarget):
         function: The function; one without ``async`` runs in a thread.
         reject: Exceptions after which the event becomes a dead letter at once, like Reject.
         unavailable: Exceptions that mean that the target accepts no event at present, like Unavailable.
+        unknown: What becomes of keys of a payload that its dataclass does not have.
 
     Raises:
-        TypeError: The parameters of the function are none of the possible ones.
+        TypeError: The parameters of the function are none of the possible ones, or ``unknown`` does not fit them.
     """
 
     def __init__(
-        self, event_type: str, name: str, function: Function, reject: Exceptions, unavailable: Exceptions
+        self,
+        event_type: str,
+        name: str,
+        function: Function,
+        reject: Exceptions = (),
+        unavailable: Exceptions = (),
+        unknown: UnknownKeys = "reject",
     ) -> None:
         super().__init__(name, in_thread(function))
         self.event_type = event_type
         self.__wrapped__ = function
         self._reject, self._unavailable = reject, unavailable
-        self._arguments = _arguments(function)
+        self._arguments = _arguments(function, unknown)
 
     async def deliver(self, delivery: Delivery, /) -> None:
         """Call the function with its arguments, and translate its exceptions."""
@@ -76,7 +85,12 @@ class Handler(PythonTarget):
 
 
 def on(
-    event_type: str, *, name: str | None = None, reject: Exceptions = (), unavailable: Exceptions = ()
+    event_type: str,
+    *,
+    name: str | None = None,
+    reject: Exceptions = (),
+    unavailable: Exceptions = (),
+    unknown: UnknownKeys = "reject",
 ) -> Callable[[Function], Handler]:
     """Make a function the handler of an event type, with a route of its own.
 
@@ -85,10 +99,10 @@ def on(
     def send_mail(order: Order) -> None: ...
     ```
 
-    The function has one of these parameter lists: a Delivery; the payload, with a dataclass, a TypedDict or a model of
-    pydantic or msgspec as its type; the payload and a Delivery. A payload that does not fit the type becomes a dead
-    letter, ``invalid_payload``. A function without ``async`` runs in a thread. It runs inside the OpenTelemetry context
-    of the attempt.
+    The function has one of these parameter lists: a Delivery; the payload, with a dataclass, a model of pydantic or
+    msgspec, ``dict`` or a TypedDict as its type; the payload and a Delivery. A payload that does not fit a dataclass or
+    a model becomes a dead letter, ``invalid_payload``. A function without ``async`` runs in a thread. It runs inside
+    the OpenTelemetry context of the attempt.
 
     Args:
         event_type: Type of the events.
@@ -96,17 +110,20 @@ def on(
         reject: A tuple of exception classes after which the event becomes a dead letter at once, like Reject.
         unavailable: A tuple of exception classes that mean that the target accepts no event at present, like
             Unavailable. All other exceptions count as those of target().
+        unknown: What becomes of a payload with keys that the dataclass does not have: ``reject`` makes a dead letter,
+            ``ignore`` leaves the keys out, also those of nested dataclasses. Models of pydantic and msgspec have a
+            setting of their own.
 
     Returns:
         The decorator. It makes a Handler of the function, which can still be called, with ``await``.
 
     Raises:
-        TypeError: The parameters of the function are none of the possible ones.
+        TypeError: The parameters of the function are none of the possible ones, or ``unknown`` does not fit them.
     """
 
     def decorate(function: Function) -> Handler:
         default = f"{event_type}.{getattr(function, '__name__', 'handler')}"
-        return Handler(event_type, name or default, function, reject, unavailable)
+        return Handler(event_type, name or default, function, reject, unavailable, unknown)
 
     return decorate
 
@@ -127,32 +144,40 @@ def in_thread(function: Function) -> Callable[..., Awaitable[object]]:
     return run
 
 
-def _arguments(function: Function) -> Callable[[Delivery], tuple[Any, ...]]:
+def _arguments(function: Function, unknown: UnknownKeys) -> Callable[[Delivery], tuple[Any, ...]]:
     """The function that makes the arguments of a handler from a delivery."""
     hints = typing.get_type_hints(function)
     parameters = [
         p for p in inspect.signature(function).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]  # fmt: skip
-    types = [hints.get(p.name, Delivery if number else None) for number, p in enumerate(parameters)]
-    if len(types) == 1 and types[0] in (None, Delivery):
+    kinds = [hints.get(p.name, Delivery if number else None) for number, p in enumerate(parameters)]
+    if unknown not in typing.get_args(UnknownKeys):
+        raise TypeError(f"unknown must be 'reject' or 'ignore', not {unknown!r}")
+    payload_type = kinds[0] if kinds else None
+    if unknown == "ignore" and (payload_type is Delivery or not dataclasses.is_dataclass(payload_type)):
+        raise TypeError(
+            "unknown='ignore' is for a payload with a dataclass as its type; models of pydantic and msgspec have a "
+            "setting of their own, and a dict has all keys"
+        )
+    if len(kinds) == 1 and kinds[0] in (None, Delivery):
         return lambda delivery: (delivery,)
-    if not types or len(types) > 2 or types[1:] not in ([], [Delivery]):
+    if not kinds or len(kinds) > 2 or kinds[1:] not in ([], [Delivery]):
         raise TypeError(
             f"{getattr(function, '__qualname__', function)} must have one of the parameter lists "
             "(delivery), (payload: Type) or (payload: Type, delivery)"
         )
-    convert, payload_type = _converter(types[0]), types[0]
+    convert = _converter(payload_type, unknown)
 
-    def typed(delivery: Delivery) -> tuple[Any, ...]:
+    def converted(delivery: Delivery) -> tuple[Any, ...]:
         try:
             payload = convert(delivery.event.data)
         except (ValueError, TypeError) as error:
             name = getattr(payload_type, "__name__", payload_type)
             raise Reject(f"the payload does not fit {name}: {_reason(error)}", code=INVALID_PAYLOAD) from error
-        return (payload, delivery)[: len(types)]
+        return (payload, delivery)[: len(kinds)]
 
-    return typed
+    return converted
 
 
 class _Misfit(ValueError):
@@ -169,9 +194,11 @@ def _reason(error: Exception) -> str:
     return safe_message(error)
 
 
-def _converter(payload_type: Any) -> Convert:
+def _converter(payload_type: Any, unknown: UnknownKeys) -> Convert:
     """The function that turns a decoded payload into the type; it raises ValueError or TypeError if that fails."""
     if payload_type in (dict, Any, object, None) or typing.get_origin(payload_type) is dict:
+        return lambda data: data
+    if typing.is_typeddict(payload_type):
         return lambda data: data
     if hasattr(payload_type, "model_validate"):
         return payload_type.model_validate  # type: ignore[no-any-return]
@@ -180,23 +207,23 @@ def _converter(payload_type: Any) -> Convert:
 
         return partial(msgspec.convert, type=payload_type)
     if dataclasses.is_dataclass(payload_type):
-        return partial(_dataclass, payload_type)
+        return partial(_dataclass, payload_type, unknown)
     raise TypeError(f"{payload_type} is no dataclass and no model of pydantic or msgspec, and not dict")
 
 
-def _value(key: str, wanted: Any, value: Any) -> Any:
+def _value(key: str, wanted: Any, unknown: UnknownKeys, value: Any) -> Any:
     """A value of a payload as the type of a field; the texts that emit() writes for dates and decimals are read."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         others = [one for one in arguments if one is not type(None)]
         if value is None and len(others) < len(arguments):
             return None
-        return _value(key, others[0], value) if len(others) == 1 else value
+        return _value(key, others[0], unknown, value) if len(others) == 1 else value
     if origin is list and isinstance(value, list) and arguments:
-        return [_value(key, arguments[0], one) for one in value]
+        return [_value(key, arguments[0], unknown, one) for one in value]
     wanted = origin or wanted
     if dataclasses.is_dataclass(wanted):
-        return _dataclass(wanted, value)
+        return _dataclass(wanted, unknown, value)
     if wanted in _FROM_TEXT and isinstance(value, str):
         try:
             return _FROM_TEXT[wanted](value)
@@ -207,15 +234,14 @@ def _value(key: str, wanted: Any, value: Any) -> Any:
     return value
 
 
-def _dataclass(payload_type: Any, data: Any) -> Any:
+def _dataclass(payload_type: Any, unknown: UnknownKeys, data: Any) -> Any:
     """An object of a dataclass; nested dataclasses, and lists of them, are built, too."""
     if not isinstance(data, dict):
         raise _Misfit("it is not an object")
     hints = typing.get_type_hints(payload_type)
-    unknown = data.keys() - hints.keys()
-    if unknown:
-        raise _Misfit(f"unknown keys: {', '.join(sorted(unknown))}")
-    values = {key: _value(key, hints[key], value) for key, value in data.items()}
+    if unknown == "reject" and (others := data.keys() - hints.keys()):
+        raise _Misfit(f"unknown keys: {', '.join(sorted(others))} (to leave them out: @on(..., unknown='ignore'))")
+    values = {key: _value(key, hints[key], unknown, value) for key, value in data.items() if key in hints}
     required = [
         f.name for f in dataclasses.fields(payload_type)
         if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
