@@ -66,7 +66,10 @@ def test_a_consumer_runs_with_only_the_consumer_role(applied: Database, roles: L
                     good: "dry_run", bad: "failed", lonely: "skipped",
                 }  # fmt: skip
                 assert await owner.fetchval("select event_ref from iu_route_dead_letter") == bad
-                await recorder.wait_for(BatchRan, lambda o: o.batch.dead_lettered == 1)
+                ran = await recorder.wait_for(BatchRan, lambda o: o.batch.dead_lettered == 1)
+                assert [(d.route, d.count, d.event) for d in ran.dead_letters] == [
+                    ("iu.version_applied.workflow", 1, str(bad))
+                ]
                 assert (
                     await owner.fetchval("select count(*) from iu_consumer_heartbeat where listening is not null") == 1
                 )
@@ -173,6 +176,7 @@ async def run_dispatcher_statements(connection: asyncpg.Connection, settings: Se
     ]
     # The rejection uses up the budget of dead letters; then a trial delivery succeeds, and the route continues.
     assert await deliveries.settle(done[:3]) == 1
+    assert [outcome.dead_letter for outcome in done[:3]] == [False, False, True]
     assert (await deliveries.take([want], [], [])).taken
     assert await deliveries.settle(done[3:]) == 0
     waiting = [("queued", taken.delivery.id) for taken in supply.taken[:2]]

@@ -10,8 +10,10 @@ import anyio
 import asyncpg
 import pytest
 
-from iu_listen.model.delivery import Failed, Reject
+from iu_listen.model.delivery import DeadLetters, Failed, Reject
+from iu_listen.model.observation import DeliveriesSettled
 from postgres.delivery_helpers import (
+    ROUTE,
     RecordingTarget,
     attempts,
     dead_letters,
@@ -77,10 +79,10 @@ async def test_a_rejected_event_becomes_a_dead_letter_at_its_first_attempt(live)
 
 
 async def test_the_message_of_a_foreign_exception_is_not_stored(live):
-    """An unexpected exception of a coroutine leads to a retry, and its message is not
-    stored, because it may hold secrets.
+    """An unexpected exception of a coroutine leads to a retry, and its message is not stored, as it may hold secrets.
 
-    Fails when: the message of an exception that is not ours becomes the failure detail.
+    The observation of the dead letter, from which the log line is made, names the event and the stored reason.
+    Fails when: the message of an exception that is not ours becomes the failure detail, or the reason is not reported.
     """
 
     async def behave(_):
@@ -88,10 +90,12 @@ async def test_the_message_of_a_foreign_exception_is_not_stored(live):
 
     async with connected(live.dsn) as connection:
         await open_route(connection, attempts=1)
-        await insert_event(connection)
-        async with delivering(live.dsn, RecordingTarget(behave).target()):
+        event = await insert_event(connection)
+        async with delivering(live.dsn, RecordingTarget(behave).target()) as recorder:
             await wait_until_settled(connection)
+            settled = await recorder.wait_for(DeliveriesSettled, lambda o: o.dead)
         ((code, detail, _),) = await dead_letters(connection)
+        assert settled.dead_letters == [DeadLetters(ROUTE, "target_error", 1, str(event), detail)]
         assert code == "target_error"
         assert re.fullmatch(r"ValueError \(.*test_delivery_failure\.py, line \d+\)", detail)
 

@@ -13,6 +13,7 @@ import pytest
 
 from iu_listen import Settings
 from iu_listen.model.delivery import Failed, Outcome, Result, TakeRequest
+from iu_listen.model.observation import DeliveriesSettled
 from iu_listen.postgres.delivery import DeliverySession
 from postgres.delivery_helpers import (
     ROUTE,
@@ -225,9 +226,11 @@ async def test_a_refused_outcome_delays_no_other_delivery(live, refused):
         await open_route(connection, attempts=2, backoff=0.01)
         await add_route(connection, "odd", attempts=2, backoff=0.01)
         await connection.execute(REFUSE[refused])
-        async with delivering(live.dsn, odd.target("odd"), recording.target()):
+        async with delivering(live.dsn, odd.target("odd"), recording.target()) as recorder:
             events = [await insert_event(connection, note="" if n % 7 else "bad") for n in range(20)]
             await wait_until_settled(connection, 40)
+        named = {(d.route, d.code) for o in recorder.of(DeliveriesSettled) for d in o.dead_letters}
+        assert named == {("odd", "outcome_refused")}
         assert recording.delivered == dict.fromkeys(events, 1)
         ended = events[::7] if refused == "what failed" else events
         assert await letters(connection) == dict.fromkeys(ended, "outcome_refused")

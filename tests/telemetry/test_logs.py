@@ -11,6 +11,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from iu_listen.model.delivery import DeadLetters
 from iu_listen.model.monitoring import Blocker
 from iu_listen.model.observation import (
     BatchRan,
@@ -40,7 +41,14 @@ from iu_listen.model.observation import (
 )
 from iu_listen.model.routing import DEFAULT_WORKER, Batch, State, Wake
 from iu_listen.model.spans import batch_link
-from iu_listen.telemetry.logs import ABANDONED_HINT, LOGGED_BATCH_EVENTS, PAUSE_HINTS, LogObserver, configure
+from iu_listen.telemetry.logs import (
+    ABANDONED_HINT,
+    LOGGED_BATCH_EVENTS,
+    LOGGED_KINDS,
+    PAUSE_HINTS,
+    LogObserver,
+    configure,
+)
 
 W = DEFAULT_WORKER
 LATE = Blocker(what="late_event", who="pid 7", effect="it waits", pid=7, application="app", seconds=12.345)
@@ -126,6 +134,30 @@ def test_lines_about_a_batch_lead_to_its_trace():
         LogObserver().observe(BatchRan(W, Wake.NOTIFY, replace(batch, xact_id=0)))
     assert (lines[0]["trace_id"], lines[0]["span_id"]) == batch_link("a history", 7)
     assert "trace_id" not in lines[1]
+
+
+def test_dead_letters_are_logged_by_route_and_failure_code():
+    """A line names the route, the failure code and the reason of dead letters; the lines of one observation are few.
+
+    Fails when: the line has only the number, or each of many kinds has a line.
+    """
+    kinds = [DeadLetters("crm", f"code_{n}", 2, f"event {n}", "the target said no") for n in range(LOGGED_KINDS + 3)]
+    batch = Batch(status="ran", seen=9, dead_lettered=2)
+    with capture_logs() as lines:
+        LogObserver().observe(DeliveriesSettled(W, [], 2 * len(kinds), kinds))
+        LogObserver().observe(BatchRan(W, Wake.NOTIFY, batch, 0.0, kinds[:1]))
+    assert [line.get("failure_code") for line in lines] == [
+        *(f"code_{n}" for n in range(LOGGED_KINDS)), None, "code_0",
+    ]  # fmt: skip
+    assert (lines[LOGGED_KINDS]["count"], lines[-1]["wake"]) == (6, "notify")
+    for line in (lines[0], lines[-1]):
+        assert {
+            "worker": W,
+            "route": "crm",
+            "why": "the target said no",
+            "count": 2,
+            "event_id": "event 0",
+        }.items() <= line.items()
 
 
 def test_a_complete_audit_is_silent():

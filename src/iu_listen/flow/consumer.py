@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import anyio
@@ -24,6 +24,7 @@ from iu_listen.flow.monitor import Monitor
 from iu_listen.flow.ports import BatchRunner, Listener, ListenUnavailable, Observer, Sessions
 from iu_listen.flow.wake_event import WakeEvent
 from iu_listen.flow.wake_policy import Act, WakePolicy
+from iu_listen.model.delivery import DeadLetters
 from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.observation import (
     BatchRan,
@@ -178,7 +179,7 @@ class ConsumerLoop:
                 raise
             finally:
                 self._waiting_since = None
-            self._count(wake, batch, delay)
+            self._count(wake, batch, delay, await self._dead_letters(session, batch))
             self._wake_policy.batch_ran(batch.seen, self._clock())
             await self._report_state(session, batch)
             if self._failures:
@@ -211,6 +212,13 @@ class ConsumerLoop:
         if batch.handed_over < batch.queued:
             dispatcher.work()
         return batch
+
+    async def _dead_letters(self, session: BatchRunner, batch: Batch) -> Sequence[DeadLetters]:
+        """The kinds of the dead letters of a batch. They are for the log only, so an error leaves them unknown."""
+        if batch.dead_lettered:
+            with contextlib.suppress(SessionLost, Refused):
+                return await session.dead_letters(batch)
+        return ()
 
     async def _note_failure(self, session: BatchRunner, failure: BatchFailure) -> None:
         """Record the failure at the cursor and in the heartbeat. If that is refused, the next batch still runs."""
@@ -263,11 +271,11 @@ class ConsumerLoop:
             self._tally.count("lost")
             self._observer.observe(NotificationMissed(self._worker, batch.seen))
 
-    def _count(self, wake: Wake, batch: Batch, delay: float) -> None:
+    def _count(self, wake: Wake, batch: Batch, delay: float, kinds: Sequence[DeadLetters]) -> None:
         self._tally.count(wake)
         self._tally.last_wake, self._tally.last_wake_at = wake, datetime.now(UTC)
         self._tally.events += batch.seen
-        self._observer.observe(BatchRan(self._worker, wake, batch, delay))
+        self._observer.observe(BatchRan(self._worker, wake, batch, delay, kinds))
 
     # -- listener ------------------------------------------------------------------------------------------------
 

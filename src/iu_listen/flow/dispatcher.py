@@ -35,7 +35,7 @@ from iu_listen.flow.sweep import Sweeper
 from iu_listen.flow.taken_deliveries import TakenDeliveries
 from iu_listen.flow.unblocked_subjects import UnblockedSubjects
 from iu_listen.flow.wake_event import WakeEvent
-from iu_listen.model.delivery import Delivery, TakenDelivery
+from iu_listen.model.delivery import DeadLetters, Delivery, TakenDelivery
 from iu_listen.model.errors import safe_message
 from iu_listen.model.observation import CallAbandoned, DeliveriesSettled, SessionFailed
 from iu_listen.model.routing import WorkerName
@@ -221,7 +221,9 @@ class Dispatcher:
             for outcome in outcomes:
                 self._taken.settled(outcome)
             if outcomes:
-                self._observer.observe(DeliveriesSettled(self._worker, outcomes, dead_letters))
+                self._observer.observe(
+                    DeliveriesSettled(self._worker, outcomes, dead_letters, DeadLetters.among(outcomes))
+                )
                 self._take_wake.set()
             await self._settle_wake.wait(DISPATCH_INTERVAL)
 

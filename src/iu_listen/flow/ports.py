@@ -7,10 +7,19 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
-from iu_listen.model.delivery import Delivery, Lease, Outcome, Search, SearchResult, TakeRequest, TakeResult
+from iu_listen.model.delivery import (
+    DeadLetters,
+    Delivery,
+    Lease,
+    Outcome,
+    Search,
+    SearchResult,
+    TakeRequest,
+    TakeResult,
+)
 from iu_listen.model.monitoring import Blocker, CompletenessPage, MetricsSnapshot
 from iu_listen.model.observation import Observation
-from iu_listen.model.routing import BatchAnswer, BatchFailure, State, Tally
+from iu_listen.model.routing import Batch, BatchAnswer, BatchFailure, State, Tally
 from iu_listen.model.spans import Page, Place, Span, Verdict
 
 
@@ -53,6 +62,9 @@ class BatchRunner(Protocol):
             limit: Most events.
             requests: The deliveries that the dispatcher accepts, by route.
         """
+
+    async def dead_letters(self, batch: Batch) -> Sequence[DeadLetters]:
+        """The most frequent kinds of the dead letters that a batch has made."""
 
     async def note_failure(self, limit: int, failure: BatchFailure) -> None:
         """Record that a batch of at most ``limit`` events failed, so that the next batches search for the cause."""
@@ -211,6 +223,8 @@ class DeliveryStore(Protocol):
 
     async def settle(self, outcomes: Sequence[Outcome]) -> int | None:
         """Write outcomes and renew the delivery lease. It may run at the same time as take().
+
+        It sets ``dead_letter`` of the outcomes.
 
         Returns:
             The number of new dead letters. None: the lease is lost, and nothing was written.

@@ -15,7 +15,7 @@ task for which it waited. A call that ignores its cancellation is abandoned and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -319,6 +319,7 @@ class Outcome:
         retry_after: Shortest time until the next attempt, in seconds; None: by the retry policy.
         near_success: True: another delivery of the route succeeded while this attempt was in flight, or shortly before.
         called: Text of the target that was called, as made by called(); empty: no target was called.
+        dead_letter: True: the delivery became a dead letter; known after the settlement.
     """
 
     taken: TakenDelivery
@@ -330,3 +331,35 @@ class Outcome:
     retry_after: float | None = None
     near_success: bool = False
     called: str = ""
+    dead_letter: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetters:
+    """New dead letters of one route with one failure code.
+
+    Attributes:
+        route: Code of the route.
+        code: Failure code.
+        count: Number of the dead letters.
+        event: Id of the event of one of them.
+        why: Reason of that one; empty: none is known.
+    """
+
+    route: str
+    code: str
+    count: int
+    event: str
+    why: str
+
+    @classmethod
+    def among(cls, outcomes: Iterable[Outcome]) -> list[DeadLetters]:
+        """The dead letters among settled outcomes, in groups, with the event and the reason of the first of each."""
+        groups: dict[tuple[str, str], list[Outcome]] = {}
+        for outcome in outcomes:
+            if outcome.dead_letter:
+                groups.setdefault((outcome.taken.delivery.route, outcome.code), []).append(outcome)
+        return [
+            cls(route, code, len(group), str(group[0].taken.delivery.event.id), group[0].detail)
+            for (route, code), group in groups.items()
+        ]

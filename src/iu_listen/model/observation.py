@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from iu_listen.model.delivery import Outcome
+from iu_listen.model.delivery import DeadLetters, Outcome
 from iu_listen.model.monitoring import Blocker, MetricsSnapshot
 from iu_listen.model.routing import Batch, State, Wake, WorkerName
 
@@ -78,12 +78,14 @@ class BatchRan:
         wake: Why the consumer looked at the outbox.
         batch: Result of the batch.
         delay: Time from the notification that caused the batch to its start, in seconds; 0: no notification caused it.
+        dead_letters: The most frequent kinds of the dead letters that the batch made; empty if they are not known.
     """
 
     worker: WorkerName
     wake: Wake
     batch: Batch
     delay: float = 0.0
+    dead_letters: Sequence[DeadLetters] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +210,13 @@ class DeliveriesSettled:
         worker: Name of the worker.
         outcomes: The outcomes.
         dead: Number of these deliveries that became dead letters.
+        dead_letters: These dead letters, by route and failure code; empty if they are not known.
     """
 
     worker: WorkerName
     outcomes: Sequence[Outcome]
     dead: int = 0
+    dead_letters: Sequence[DeadLetters] = ()
 
 
 @dataclass(frozen=True, slots=True)

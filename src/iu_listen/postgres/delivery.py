@@ -6,6 +6,7 @@ the files delivery_take, delivery_settle, delivery_lease, circuit_breaker and de
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from iu_listen.model.delivery import (
     TakeRequest,
     TakeResult,
 )
-from iu_listen.model.errors import Refused
+from iu_listen.model.errors import Refused, SessionLost
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.admission import ADMISSION_TEXTS, site_of
 from iu_listen.postgres.connection import SERVER_TIMEOUT_SHARE
@@ -89,7 +90,8 @@ class DeliverySession:
         that this server does not have.
 
         Returns:
-            The number of deliveries that became dead letters; None if the delivery lease is lost.
+            The number of deliveries that became dead letters; None if the delivery lease is lost. The outcomes of these
+            deliveries have ``dead_letter`` set.
         """
         if not self._settled_before:
             self._settled_before = True
@@ -125,15 +127,17 @@ class DeliverySession:
     async def _settle_refused(self, outcome: Outcome, sqlstate: str) -> int | None:
         detail = f"The database refused to record the outcome of this attempt (SQLSTATE {sqlstate})."
         failed = replace(outcome, result=Result.FAILED, code="outcome_refused", detail=detail, retry_after=None)
+        dead_letters: int | None
         try:
-            return await self._settle_set([failed])
+            dead_letters = await self._settle_set([failed])
         except Refused as refused:
             if refused.sqlstate[:2] not in _ROW_ERROR_CLASSES:
                 raise
-        dead_letters: int | None = await ask(
-            self._settler, self._settings.deadline, query("delivery/unrecorded"), self._settings.worker, self._consumer,
-            outcome.taken.delivery.route, outcome.taken.delivery.id, failed.code, detail,
-        )  # fmt: skip
+            dead_letters = await ask(
+                self._settler, self._settings.deadline, query("delivery/unrecorded"), self._settings.worker,
+                self._consumer, outcome.taken.delivery.route, outcome.taken.delivery.id, failed.code, detail,
+            )  # fmt: skip
+        outcome.code, outcome.detail, outcome.dead_letter = failed.code, detail, bool(dead_letters)
         return dead_letters
 
     async def _settle_set(self, outcomes: Sequence[Outcome]) -> int | None:
@@ -151,7 +155,27 @@ class DeliverySession:
             [o.result.value for o in others], [o.code for o in others], [o.detail for o in others],
             [o.retry_after for o in others], [o.near_success for o in others],
         )  # fmt: skip
+        if dead_letters:
+            await self._mark_dead_letters(others, dead_letters)
         return dead_letters
+
+    async def _mark_dead_letters(self, failed: Sequence[Outcome], count: int) -> None:
+        """Set ``dead_letter`` of the outcomes whose deliveries do not exist any more after the settlement.
+
+        An error must not repeat the settlement, which is committed. It only leaves the dead letters unknown.
+        """
+        gone = {o.taken.delivery.id for o in failed}
+        if count < len(failed):
+            with contextlib.suppress(SessionLost, Refused):
+                rows = await ask_rows(
+                    self._settler, self._settings.deadline, query("delivery/still_pending"),
+                    [o.taken.delivery.route for o in failed], [o.taken.delivery.id for o in failed],
+                )  # fmt: skip
+                gone -= {row["id"] for row in rows}
+            if len(gone) > count:
+                return
+        for outcome in failed:
+            outcome.dead_letter = outcome.taken.delivery.id in gone
 
     async def take(
         self, requests: Sequence[TakeRequest], retried_ids: Sequence[int], unblocked: Sequence[tuple[str, int]]

@@ -14,9 +14,9 @@ from uuid import UUID
 
 import anyio
 
-from iu_listen.model.delivery import TakeRequest
+from iu_listen.model.delivery import DeadLetters, TakeRequest
 from iu_listen.model.errors import NoAnswer, Refused, SessionLost
-from iu_listen.model.routing import BatchAnswer, BatchFailure, State, Tally
+from iu_listen.model.routing import Batch, BatchAnswer, BatchFailure, State, Tally
 from iu_listen.model.settings import Settings
 from iu_listen.postgres.admission import ADMISSION_TEXTS, site_of
 from iu_listen.postgres.delivery import columns, taken_of
@@ -27,6 +27,8 @@ from iu_listen.postgres.sqlfiles import query
 
 #: SQLSTATE of a statement that the server cancelled, after a timeout or on request.
 QUERY_CANCELED: Final = "57014"
+#: Most kinds of dead letters of a batch that are read, for the log.
+MAX_KINDS: Final = 5
 
 
 class WorkerSession:
@@ -101,6 +103,16 @@ class WorkerSession:
         # The answer does not contain the policies of the routes; the deadlines and spans of the requests are used.
         deliveries = taken_of(rows, {r.route: (r.deadline, r.span) for r in requests}) if requests else []
         return BatchAnswer(json=rows[0][0], seconds=seconds, began_ns=began_ns, deliveries=deliveries)
+
+    async def dead_letters(self, batch: Batch) -> list[DeadLetters]:
+        """The kinds of the dead letters that a batch has made, the most frequent first, each with one event.
+
+        At most MAX_KINDS of them. A dead letter without an attempt is left out.
+        """
+        rows = await ask_rows(
+            self._connection, self._settings.deadline, query("dead_letter/of_batch"), str(batch.xact_id), MAX_KINDS
+        )
+        return [DeadLetters(**dict(row)) for row in rows]
 
     async def note_failure(self, limit: int, failure: BatchFailure) -> None:
         """Record that a batch of at most ``limit`` events failed, so that the next batches isolate the cause."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 
+from iu_listen.model.delivery import DeadLetters
 from iu_listen.model.monitoring import Blocker
 from iu_listen.model.observation import (
     BatchRan,
@@ -48,6 +49,10 @@ LOGGED_BATCH_EVENTS = 1000
 #: Shortest time between two lines for the same failure of the same session, in seconds.
 SAME_FAILURE_INTERVAL = 60.0
 
+#: Most lines about the dead letters of one batch or of one settlement: one for each route and failure code.
+LOGGED_KINDS = 5
+#: The hint for dead letters.
+DEAD_LETTER_HINT = "iu-listen dead-letter list"
 #: The hint for a target that ignores its cancellation.
 ABANDONED_HINT = (
     "a target must let CancelledError pass and must not wait for a thread without a timeout: docs/how-to/delivery.md"
@@ -189,15 +194,11 @@ class LogObserver:
                 )
             case StateChanged(worker, state, why):
                 log.error("not working", worker=worker, state=str(state), why=why)
-            case BatchRan(worker, wake, batch) if batch.dead_lettered:
-                log.error(
-                    "events became dead letters",
-                    worker=worker,
-                    count=batch.dead_lettered,
-                    wake=str(wake),
-                    hint="iu-listen dead-letter list",
+            case BatchRan(worker, wake, batch, _, kinds) if batch.dead_lettered:
+                self._log_dead_letters(
+                    "events became dead letters", worker, batch.dead_lettered, kinds, wake=str(wake),
                     **_span_fields(batch),
-                )
+                )  # fmt: skip
             case BatchRan(worker, wake, batch) if batch.seen >= LOGGED_BATCH_EVENTS:
                 log.info(
                     "large batch", worker=worker, events=batch.seen, ms=round(batch.seconds * 1000, 1), wake=str(wake),
@@ -253,10 +254,19 @@ class LogObserver:
                 log.warning("route paused", worker=worker, route=route, paused_by=paused_by, why=why, hint=hint)
             case RouteResumed(worker, route, paused_by):
                 log.info("route resumed", worker=worker, route=route, was_paused_by=paused_by)
-            case DeliveriesSettled(worker, _, dead) if dead:
-                log.error(
-                    "deliveries became dead letters", worker=worker, count=dead, hint="iu-listen dead-letter list"
-                )
+            case DeliveriesSettled(worker, _, dead, kinds) if dead:
+                self._log_dead_letters("deliveries became dead letters", worker, dead, kinds)
+
+    def _log_dead_letters(self, event: str, worker: str, dead: int, kinds: Sequence[DeadLetters], **more: Any) -> None:
+        """Write a line for each of the first kinds of new dead letters, and one for the number of all others."""
+        shown = kinds[:LOGGED_KINDS]
+        for kind in shown:
+            self._log.error(
+                event, worker=worker, route=kind.route, failure_code=kind.code, why=kind.why, count=kind.count,
+                event_id=kind.event, hint=DEAD_LETTER_HINT, **more,
+            )  # fmt: skip
+        if others := dead - sum(kind.count for kind in shown):
+            self._log.error(event, worker=worker, count=others, hint=DEAD_LETTER_HINT, **more)
 
     def _observe_trace_export(self, observation: SpansExported | ExportDelayed) -> None:
         """Write the line for an observation of the trace export, if there is one."""
