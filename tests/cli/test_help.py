@@ -6,7 +6,7 @@ import pytest
 from cyclopts import App
 
 from cli.command import run
-from iu_listen.cli import app
+from iu_listen.cli import GROUPS, app
 
 
 def _commands(group: App, *path: str) -> list[tuple[str, ...]]:
@@ -26,3 +26,20 @@ def test_help_shows_no_empty_default(command):
     words = " ".join(done.out.replace("│", " ").split())
     for nothing in ("[default: False]", "[default: None]", '[default: ""]', "060"):
         assert nothing not in words
+
+
+def test_the_list_of_commands_begins_with_a_first_use():
+    """Every command is in one group; a first use comes first, and the options of iu-listen itself come last.
+
+    Fails when: a command has no group, so that it stands in a group of its own before all others.
+    """
+    grouped = [name for names in GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(name for (name, *more) in _commands(app) if not more)
+    words = run("--help").out
+    first_words = [line.strip("│ ").partition(" ")[0] for line in words.splitlines() if line.startswith("│ ")]
+    assert [word for word in first_words if word in grouped] == grouped
+    assert words.rindex("--version") > words.rindex("completion")
+    assert (words.index("─ Try it out ─") < words.index("─ Set up a database ─"), "─ Commands ─" in words) == (
+        True,
+        False,
+    )

@@ -11,8 +11,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 from types import FrameType
+from typing import Final
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
 from iu_listen.cli import (
     adopt,
@@ -52,14 +53,23 @@ from iu_listen.telemetry.logs import log_error
 
 HELP = """Listen to a PostgreSQL outbox: route every committed event exactly once, and record each decision.
 
-To begin, run `iu-listen demo`; it uses a separate database.
-On your database use `apply --plan`, `apply`, `gate open worker`, `run`; then `status`, `health`, `doctor`.
+To begin, run `iu-listen dev --app MODULE` with your handlers, or `iu-listen demo`; neither needs a database.
+On your own database use `init` (beside IU Core: `apply`), `route sync`, `gate open`, `route live`, `run`, and `doctor`.
 
 The database is that of --dsn, else of IU_LISTEN_DSN, else of the PG* variables, else an embedded server in .iu-listen/.
 
 Exit codes: 0 success; 1 check failed or request refused; 2 wrong usage or configuration; 3 database not reachable;
 4 answer could not be written; 70 internal error."""
 
+#: The groups of the list of commands, in its order, which is that of a first use.
+GROUPS: Final = {
+    "Try it out": ("dev", "emit", "attempts", "trace", "demo", "up"),
+    "Set up a database": ("init", "apply", "verify", "probe", "sql", "rollback"),
+    "Define what is delivered": ("event-type", "route", "gate", "worker", "config", "adopt"),
+    "Run and observe": ("run", "status", "health", "doctor", "trace-export"),
+    "Deliver and repair": ("delivery", "dead-letter", "completeness", "cursor"),
+    "Maintain": ("retention", "completion"),
+}
 #: Exit code of an answer that could not be written.
 EXIT_ANSWER_LOST = 4
 
@@ -108,6 +118,11 @@ for _group in (
     completion,
 ):
     _group.register(app)
+for _title, _names in GROUPS.items():
+    _section = Group.create_ordered(_title)
+    for _position, _command in enumerate(_names):
+        app[_command].group, app[_command].sort_key = _section, _position
+app["--help"].group = app["--version"].group = Group.create_ordered("Options")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
