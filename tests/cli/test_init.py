@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cli.command import Done, execute, on_one_server, portrait, refused, run, value
@@ -46,6 +48,32 @@ def test_init_beside_tables_of_an_application(empty):
     assert portrait(empty.dsn) == before
     ok("init", dsn=empty.dsn)
     assert value(empty.dsn, "select id from orders") == 7
+
+
+def test_init_prints_a_summary(empty):
+    """init prints a few lines: what was done, or only what prevents it; --verbose and --json have all gates and checks.
+
+    The number of files is the same everywhere. Fails when: a check that passed is a line of its own, or a gate that
+    fails only because of another one.
+    """
+    done = run("init", "--plan", dsn=empty.dsn)
+    assert done.out == "Plan: the tables of the neutral base and the package would be created; nothing was changed.\n"
+    done = run("init", "--expect-database", "other", dsn=empty.dsn)
+    assert (done.code, done.out.count("FAIL")) == (1, 2)
+    assert "expected database other" in done.out
+    assert done.out.endswith("Nothing was changed.\n")
+    shown = run("init", "--verbose", "--plan", dsn=empty.dsn).out
+    (files,) = re.findall(r"(\d+) files and the commands 070 and 080, each with its rollback", shown)
+    first, second = ok("init", dsn=empty.dsn).out.splitlines()
+    assert first == f"The outbox and iu-listen are ready: {files} files applied, 28 checks passed."
+    assert second.startswith("Gates: master open, worker closed, delivery closed.")
+    assert f"{files} files are applied" in ok("doctor", dsn=empty.dsn).out
+
+
+def test_init_verbose_shows_every_check(empty):
+    """init --verbose shows every gate with its evidence, and every check."""
+    shown = ok("init", "--verbose", dsn=empty.dsn).out
+    assert (shown.count("PASS  gate"), " W28 " in shown) == (8, True)
 
 
 def test_a_second_init_changes_nothing(neutral):

@@ -245,12 +245,10 @@ class _Inspector:
         unpaired = [m.name for m in files if not m.path("down").exists()]
         if unpaired:
             return False, f"no rollback for {', '.join(unpaired)}", "Install iu-listen again."
-        return (
-            True,
-            f"{len(files)} files, each with its rollback; "
-            + ", ".join(f"{m.short_name} {m.checksum[:8]}" for m in files),
-            "",
-        )
+        applied = package_files()
+        commands = " and ".join(m.short_name for m in files if m not in applied)
+        checksums = ", ".join(f"{m.short_name} {m.checksum[:8]}" for m in files)
+        return True, f"{len(applied)} files and the commands {commands}, each with its rollback; {checksums}", ""
 
     async def disable_boundary(self) -> CheckAnswer:
         if self._gates.package is None:
