@@ -64,6 +64,17 @@ revoke all on
     public.iu_delivery_breaker, public.iu_delivery_unusable, public.v_iu_delivery, public.v_iu_delivery_parked
     from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
 
+-- The bases of the package count refused events with this sequence; the emitter of a real IU Core may have none.
+do $$
+begin
+    if to_regclass('public.iu_emit_refused_seq') is not null then
+        revoke all on public.iu_emit_refused_seq
+            from iu_listen_consumer, iu_listen_reader, iu_listen_operator, iu_listen_janitor, iu_listen_exporter;
+        grant update on public.iu_emit_refused_seq to iu_listen_operator;
+    end if;
+end
+$$;
+
 -- Only roles that are listed below may call the functions of the worker. Trigger functions keep their privileges,
 -- because they cannot be called directly.
 revoke execute on function

@@ -21,7 +21,7 @@ from deploy.role_helpers import (
     execute,
     poison_event_id,
 )
-from iu_listen.admin import dead_letters, gates, retention, routes, traces
+from iu_listen.admin import dead_letters, event_types, gates, retention, routes, traces
 from iu_listen.postgres import completeness, queries
 from support import WORKER, connected, open_gate, run_batch
 
@@ -56,6 +56,7 @@ def test_an_operator_can_change_gates_routes_and_cursors(applied: Database, role
             assert (await retention.set_policy(operator, "events", "30 days"))["enabled"]
             await owner.execute("select fn_iu_trace_register('traces')")
             assert await traces.end(operator, "traces") == 0
+            await event_types.reset_refused(operator)
 
     asyncio.run(run())
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from iu_listen.admin import dead_letters, gates
+from iu_listen.admin import dead_letters, event_types, gates
 from iu_listen.admin.health import blocker_phrase, schema_warning, worker_health
 from iu_listen.install.package import missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.verify import verify
@@ -244,17 +244,18 @@ async def _queue(connection: Connection, worker: str) -> Finding:  # noqa: ARG00
 
 
 async def _emits(connection: Connection, worker: str) -> Finding:  # noqa: ARG001
-    rows = await queries.rows(connection, "refused_emits")
-    if not rows:
+    count = await event_types.refused(connection)
+    if count is None:
         hint = "docs/how-to/producers.md#an-event-that-is-refused"
         return Finding("ok", "refused events", "not counted: this emitter returns null for unregistered types", hint)
-    if rows[0]["refused"]:
-        return Finding(
-            "warn",
-            "refused events",
-            f"{number(rows[0]['refused'])} events of unregistered types were refused",
-            "Register the type; then reset the count: select setval('iu_emit_refused_seq', 1, false)",
+    if count:
+        words = (
+            "1 event of an unregistered type was"
+            if count == 1
+            else f"{number(count)} events of unregistered types were"
         )
+        hint = "Register the type, or correct the producer; then: iu-listen event-type refused --reset"
+        return Finding("warn", "refused events", f"{words} refused", hint)
     return Finding("ok", "refused events", "none")
 
 

@@ -80,6 +80,30 @@ async def remove_type(connection: Connection, name: str, *, domain: str = DEFAUL
     await rows(connection, "event_type/remove", domain, name)
 
 
+async def refused(connection: Connection) -> int | None:
+    """The number of events that the emitter has refused since the last reset, because their type is not registered.
+
+    None: the emitter of this base does not count them.
+    """
+    found = await rows(connection, "refused_emits")
+    return found[0]["refused"] if found else None
+
+
+async def reset_refused(connection: Connection) -> None:
+    """Let the number of refused events begin at 0, after an operator has dealt with the events.
+
+    Raises:
+        ConfigurationError: The emitter of this base does not count them.
+        Refused: The role lacks the privilege.
+    """
+    if await refused(connection) is None:
+        raise ConfigurationError(
+            "the emitter of this base does not count refused events",
+            "docs/how-to/producers.md#an-event-that-is-refused describes how it can.",
+        )
+    await rows(connection, "event_type/reset_refused")
+
+
 async def require_type(connection: Connection, name: str, *, domain: str = DEFAULT_DOMAIN) -> Row:
     """A registered event type.
 

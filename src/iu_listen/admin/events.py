@@ -7,6 +7,7 @@ from uuid import UUID
 import asyncpg
 
 from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.text import nearest
 from iu_listen.postgres.queries import rows
 from iu_listen.postgres.session import Connection
 from iu_listen.postgres.sqlfiles import query
@@ -21,11 +22,16 @@ async def emit(
         ConfigurationError: The payload has a forbidden key or cannot be stored, or the type is not registered.
         Refused: The master gate is closed.
     """
+    # The emitter would count the event as refused, and `doctor` would warn of a mistyped command.
+    known = [row["event_type"] for row in await rows(connection, "registered_types")]
+    if event_type not in known:
+        raise ConfigurationError(
+            f"the event type {event_type} is not registered and active",
+            f"Register it: iu-listen event-type add {event_type}. "
+            f"Registered types: {', '.join(nearest(event_type, known)) or 'none'}.",
+        )
     try:
         found = await connection.fetch(query("emit_event"), event_type, address, subject, actor, payload, count)
-    except asyncpg.UndefinedObjectError:
-        # An unregistered type: the emitter of the neutral base raises this error, that of IU Core returns null.
-        found = []
     except asyncpg.CheckViolationError as error:
         if error.constraint_name != "event_outbox_safe_payload_chk":
             raise
@@ -39,9 +45,4 @@ async def emit(
     ids = [row["id"] for row in found if row["id"] is not None]
     if ids:
         return ids
-    known = [row["event_type"] for row in await rows(connection, "registered_types")]
-    if event_type not in known:
-        raise ConfigurationError(
-            f"the event type {event_type} is not registered and active", f"Registered types: {', '.join(known)}."
-        )
     raise Refused("no event was written, because the master gate is closed", "Open it: iu-listen gate open master")

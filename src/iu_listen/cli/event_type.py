@@ -1,4 +1,4 @@
-"""The command group event-type: list, add and remove event types."""
+"""The command group event-type: list, add and remove event types, and show the events that were refused."""
 
 from __future__ import annotations
 
@@ -78,6 +78,34 @@ def type_remove(
         require=lambda connection: event_types.require_type(connection, name, domain=domain),
         delete=lambda connection: event_types.remove_type(connection, name, domain=domain),
     )  # fmt: skip
+
+
+@event_type.command(name="refused")
+def type_refused(
+    *,
+    reset: Annotated[
+        bool, Parameter(help="Let the number begin at 0: the events were dealt with.", negative=())
+    ] = False,
+    options: ConnectionOptions | None = None,
+) -> int:
+    """Show how many events were refused because their type is not registered. `doctor` warns of them until a reset."""
+
+    async def run() -> int | None:
+        async with connected(options) as (_, connection):
+            await requirements.require_base(connection)
+            count = await event_types.refused(connection)
+            if reset:
+                await requirements.require_primary(connection)
+                await event_types.reset_refused(connection)
+            return count
+
+    count = anyio.run(run)
+    if options and options.json:
+        output.as_json({"refused": count, "reset": reset})
+        return 0
+    shown = "not counted by the emitter of this base" if count is None else output.text(count)
+    output.line(f"Refused events: {shown}.{' The number is 0 now.' if reset else ''}")
+    return 0
 
 
 def _print_types(options: ConnectionOptions | None, name: str | None = None, domain: str | None = None) -> int:
