@@ -65,7 +65,10 @@ def test_duration(seconds, words):
 def test_humane():
     """Numbers and seconds inside a sentence of the database get the same form; ids, times, ports, process ids and SQLSTATE codes stay."""
     assert humane("silent for 342065 s, cadence is 5 s") == "silent for 3 d 23 h, cadence is 5 s"
-    assert humane("302400 event(s) wait, the oldest for 90 s") == "302 400 event(s) wait, the oldest for 1 min 30 s"
+    assert humane("302400 event(s) wait, the oldest for 90 s") == "302 400 events wait, the oldest for 1 min 30 s"
+    one = "1 event(s) wait, the oldest for 9 s: no consumer routes them; 2 attempt(s) wait for the export"
+    assert humane(one) == "1 event waits for 9 s: no consumer routes it; 2 attempts wait for the export"
+    assert humane("1 event(s), the oldest for 9 s") == "1 event for 9 s"
     for same in (
         "pid 123456, host:54321", "since 2026-11-25T21:04:29Z", "b65c1335-1234-4567-8901-123456789012", "route a12345",
         "checksum 12345678abcd", "version 0.12345", "permission denied (SQLSTATE 42501)", "no answer at port 54321",

@@ -137,7 +137,7 @@ def test_dead_letters_make_the_span_an_error(kept):
     (span,) = (span for span in exporter.get_finished_spans() if span.name == "process event_outbox")
 
     assert span.status.status_code is StatusCode.ERROR
-    assert span.status.description == "2 dead letter(s)"
+    assert span.status.description == "2 dead letters"
 
 
 def test_an_idle_look_makes_no_span(kept):

@@ -20,6 +20,8 @@ UNSAFE_CHARACTERS: Final = re.compile(
 
 #: A number of five digits or more inside a sentence that is a count, and no id, port, code, time or part of a word.
 _COUNT: Final = re.compile(r"(?<!pid )(?<!SQLSTATE )(?<!port )(?<![\w.:-])\d{5,15}(?![\w.:-])")
+#: A number with a noun that has both forms, as in ``3 event(s) wait, the oldest for 9 s: no consumer routes them``.
+_COUNTED: Final = re.compile(r"\b(\d+) (\w+)\(s\)( wait\b)?(, the oldest\b)?([^;]*)")
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -58,10 +60,19 @@ def duration(seconds: float) -> str:
 def humane(text: str) -> str:
     """A sentence from the database with its numbers and durations formatted by number() and duration().
 
-    Process ids, ports and SQLSTATE codes are not changed, and neither are digits of a word, a time or an id.
+    Process ids, ports and SQLSTATE codes are not changed, and neither are digits of a word, a time or an id. A noun
+    such as ``event(s)`` gets the form that its number needs, and so does its verb.
     """
+    text = _COUNTED.sub(_counted, text)
     text = re.sub(r"(?<![\w.:-])(\d+)(?:\.\d+)? s\b", lambda found: duration(float(found[1])), text)
     return _COUNT.sub(lambda found: number(int(found[0])), text)
+
+
+def _counted(found: re.Match[str]) -> str:
+    count, noun, verb, oldest, rest = found.groups()
+    if int(count) == 1:
+        return f"{count} {noun}{verb + 's' if verb else ''}{rest.replace('them', 'it')}"
+    return f"{count} {noun}s{verb or ''}{oldest or ''}{rest}"
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -127,7 +127,8 @@ class SpanObserver:
         )
         self._ids.trace = self._ids.span = None
         if batch.dead_lettered:
-            span.set_status(Status(StatusCode.ERROR, f"{batch.dead_lettered} dead letter(s)"))
+            count = batch.dead_lettered
+            span.set_status(Status(StatusCode.ERROR, f"{count} dead letter{'' if count == 1 else 's'}"))
         span.end(ended)
         wake.end(ended)
 
