@@ -88,6 +88,7 @@ def test_an_event_reaches_a_handler_and_a_change_is_seen(tmp_path):
         said = log.read_text()
         assert f"File \"{shop}\", line 21, in <module>\n    oops\nNameError: name 'oops' is not defined" in said
         assert "shop cannot be imported: NameError: name 'oops' is not defined (shop.py, line 21)" in said
+        assert said.count("variable IU_LISTEN_LINGR: it has no effect. Did you mean IU_LISTEN_LINGER?") == 1
         assert ("Ready" in said, "importlib" in said) == (False, False)
 
         shop.write_text(SHOP)
@@ -118,7 +119,9 @@ def test_an_event_reaches_a_handler_and_a_change_is_seen(tmp_path):
 def running(folder: Path, log: IO[str]) -> Iterator[None]:
     """Run dev in a directory."""
     args = [sys.executable, "-m", "iu_listen", "dev", "--app", "shop"]
-    process = subprocess.Popen(args, cwd=folder, env=environment(str(folder)), stdout=log, stderr=log)
+    process = subprocess.Popen(
+        args, cwd=folder, env=environment(str(folder), env={"IU_LISTEN_LINGR": "1"}), stdout=log, stderr=log
+    )
     try:
         yield
     finally:

@@ -37,6 +37,23 @@ def test_a_closed_gate_is_an_error(applied):
     refused(1, "closed gates: worker", "iu-listen gate open worker")("run", "--until-idle", dsn=applied.dsn)
 
 
+def test_a_mistyped_variable_is_named(live):
+    """run and doctor name a variable that is no setting, once, with the most similar one, without its value.
+
+    Fails when: the variable is ignored silently, fails the command, or is shown with its value.
+    """
+    env = {"IU_LISTEN_BATCHLIMIT": "canary"}
+    done = run("run", "--until-idle", "--log-format", "json", dsn=live.dsn, env=env)
+    lines = [json.loads(line) for line in done.err.splitlines()]
+    assert [(line["variable"], line["hint"]) for line in lines if "unknown environment" in line["event"]] == [
+        ("IU_LISTEN_BATCHLIMIT", "Did you mean IU_LISTEN_BATCH_LIMIT?")
+    ]
+    findings = run("doctor", "--json", dsn=live.dsn, env=env)
+    (found,) = [f for f in findings.json["findings"] if f["what"] == "environment"]
+    assert (found["level"], found["hint"]) == ("warn", "Did you mean IU_LISTEN_BATCH_LIMIT?")
+    assert (done.code, "canary" in done.err + findings.out) == (0, False)
+
+
 def test_deliveries_are_settled_and_retries_are_left(live):
     """drained() waits for deliveries that can begin, and leaves one that waits for its retry.
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.settings import Settings, mask
+from iu_listen.model.settings import OTHER_VARIABLES, PREFIX, Settings, mask, unknown_variables
 
 CANARY = "hunter2-canary"
 
@@ -92,3 +92,17 @@ def test_no_password_is_ever_shown(dsn):
 def test_mask_hides_whatever_stands_for_a_password(password):
     """For a password of any characters in a URL, mask() shows none of it."""
     assert f":{password}@" not in mask(f"postgresql://me:{password}@host/db")
+
+
+def test_unknown_variables_have_a_hint():
+    """A variable with the prefix that is no setting is named, with the most similar setting; its value is not shown.
+
+    Variables of the embedded server and of the tests, and those that routes may use as secrets, are known.
+    """
+    environ = {PREFIX + name: CANARY for name in (*(f.name.upper() for f in fields(Settings)), *OTHER_VARIABLES)}
+    assert unknown_variables(environ, Settings()) == {}
+    environ |= {"IU_LISTEN_BATCHLIMIT": CANARY, "IU_LISTEN_ZZZ": CANARY, "IU_LISTEN_CRM": CANARY, "OTHER": CANARY}
+    assert unknown_variables(environ, Settings(secrets="IU_SECRET_*, IU_LISTEN_CR*")) == {
+        "IU_LISTEN_BATCHLIMIT": "Did you mean IU_LISTEN_BATCH_LIMIT?",
+        "IU_LISTEN_ZZZ": "docs/reference/settings.md lists every setting.",
+    }

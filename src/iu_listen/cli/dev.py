@@ -24,6 +24,7 @@ from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.install.preflight import ApplyOptions
 from iu_listen.model.delivery import Delivery
 from iu_listen.model.errors import ConfigurationError, IuListenError
+from iu_listen.model.settings import unknown_variables
 from iu_listen.model.user_code import user_traceback
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import PythonTarget, ReportedTarget, load
@@ -60,6 +61,8 @@ def dev(
                 "`dev` opens every gate, so it works on the embedded server only, and the environment names a database",
                 "Unset IU_LISTEN_DSN and the PG* variables. On that database use: route sync, route live, run",
             )
+        for name, hint in unknown_variables(os.environ, context.settings).items():
+            output.note(f"Unknown environment variable {name}: it has no effect. {hint}")
         anyio.run(_prepare, context)
         output.note(f"Database, for your application: {context.settings.dsn}")
         changes = _changes() if reload else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import anyio
 from cyclopts import App
 
@@ -9,6 +11,7 @@ from iu_listen.admin import doctor
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.parameters import WorkerName
+from iu_listen.model.settings import unknown_variables
 
 #: The word of each level, in rich's markup.
 LEVEL_MARKUP = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]FAIL[/]"}
@@ -24,7 +27,12 @@ def run(*, worker: WorkerName = None, options: ConnectionOptions | None = None) 
 
     async def examine() -> int:
         async with connected(options, worker=worker) as (context, connection):
+            unknown = unknown_variables(os.environ, context.settings)
             findings = await doctor.examine(connection, context.settings.worker)
+        findings += [
+            doctor.Finding("warn", "environment", f"{name} is no setting, and has no effect", hint)
+            for name, hint in unknown.items()
+        ]
         failed = any(f.level == "fail" for f in findings)
         if options and options.json:
             output.as_json({"pass": not failed, "findings": [f.as_json() for f in findings]})

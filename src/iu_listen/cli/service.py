@@ -20,12 +20,13 @@ from iu_listen.install import requirements
 from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.install.preflight import ApplyOptions
 from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.settings import unknown_variables
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import PythonTarget, load
 from iu_listen.telemetry.live_spans import span_observer
-from iu_listen.telemetry.logs import LogObserver, configure
+from iu_listen.telemetry.logs import LogObserver, configure, log_unknown_variables
 from iu_listen.telemetry.metrics import metric_observer
 from iu_listen.telemetry.otlp.factory import create_collector
 from iu_listen.telemetry.sdk_exporters import samples_all
@@ -87,6 +88,7 @@ def run(
     }  # fmt: skip
     with open_context(options, **overrides) as context:
         configure(context.settings.log_format)
+        log_unknown_variables(unknown_variables(os.environ, context.settings))
         run_service(context, until_idle=until_idle)
     return 0
 

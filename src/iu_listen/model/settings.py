@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from iu_listen.model.errors import ConfigurationError
@@ -16,6 +18,8 @@ from iu_listen.model.routing import DEFAULT_WORKER
 
 PREFIX: Final = "IU_LISTEN_"
 
+#: Variables that are no settings, without their prefix: for the embedded server, and for the tests of iu-listen.
+OTHER_VARIABLES: Final = ("OS_USER", "TEST_DSN", "TEST_WIDE")
 #: Variables of libpq that name a database. If one of them is set, the database of libpq is used.
 DATABASE_VARIABLES: Final = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE")
 
@@ -156,6 +160,26 @@ class Settings:
         if mistakes:
             raise ConfigurationError("; ".join(mistakes), "docs/reference/settings.md lists every setting.")
         return settings
+
+
+def unknown_variables(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """The environment variables that have the prefix of settings and no effect, each with a hint.
+
+    Args:
+        environ: Environment variables. Their values are not used.
+        settings: The settings; the variables that ``secrets`` allows may have any names.
+    """
+    known = [*(f.name.upper() for f in fields(Settings)), *OTHER_VARIABLES]
+    found = {}
+    for name in sorted(environ):
+        allowed = any(fnmatchcase(name, entry.strip()) for entry in settings.secrets.split(","))
+        word = name.removeprefix(PREFIX)
+        if name.startswith(PREFIX) and word not in known and not allowed:
+            near = get_close_matches(word, known, 1)
+            found[name] = (
+                f"Did you mean {PREFIX}{near[0]}?" if near else "docs/reference/settings.md lists every setting."
+            )
+    return found
 
 
 def _out_of_range(value: Any, metadata: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -101,6 +101,12 @@ def log_error(message: str, hint: str, exit_code: int) -> None:
     """Log the error that ends a process, as a JSON line."""
     configure("json")
     structlog.get_logger().error(message, hint=hint, exit_code=exit_code)
+
+
+def log_unknown_variables(unknown: Mapping[str, str]) -> None:
+    """Log each environment variable that has no effect, with its hint: the answer of unknown_variables()."""
+    for name, hint in unknown.items():
+        structlog.get_logger().warning("unknown environment variable: it has no effect", variable=name, hint=hint)
 
 
 def log_running_threads(threads: Sequence[str]) -> None:
