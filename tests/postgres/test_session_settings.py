@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import warnings
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -60,6 +62,28 @@ async def test_a_session_sets_its_own_styles(live):
     async with session(live.dsn, name="test") as connection:
         for setting, (_, ours) in styles.items():
             assert await connection.fetchval("select current_setting($1)", setting) == ours
+
+
+async def test_a_session_knows_the_array_types(live, monkeypatch):
+    """Arrays are parameters and results without a question of the driver to the server, which takes several ms.
+
+    Fails when: the types are not registered, or one of them has a wrong OID or element.
+    """
+
+    async def asked(*_: Any) -> None:
+        raise AssertionError("the driver asks the server for a type")
+
+    monkeypatch.setattr(asyncpg.Connection, "_introspect_types", asked)
+    now = dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC)
+    values = {
+        "bool": True, "int": 7, "bigint": 7 << 40, "text": "a, b", "double precision": 0.5, "timestamptz": now,
+        "uuid": UUID(int=5),
+    }  # fmt: skip
+    async with session(live.dsn, name="test") as connection:
+        for kind, one in values.items():
+            text = await connection.fetchval(f"select $1::{kind}::text", one)
+            assert await connection.fetchval(f"select ($1::{kind}[])[2]::text", [None, one]) == text
+            assert await connection.fetchval(f"select array[null, $1::{kind}]", one) == [None, one]
 
 
 async def test_sessions_of_a_dead_host_end_by_idle_session_timeout(live):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import count
 from typing import Any, Final
 
@@ -13,6 +14,18 @@ from iu_listen.postgres.sqlfiles import query
 
 #: Numbers for the names of prepared statements.
 _STATEMENT_NUMBERS: Final = count(1)
+
+#: The array types of parameters and results: their OIDs, which PostgreSQL never changes, names and element types.
+_ARRAYS: Final = (
+    (1000, "_bool", 16), (1007, "_int4", 23), (1016, "_int8", 20), (1009, "_text", 25), (1022, "_float8", 701),
+    (1185, "_timestamptz", 1184), (2951, "_uuid", 2950),
+)  # fmt: skip
+#: The same, as rows of the query by which the driver asks the server for a type.
+_ARRAY_TYPES: Final = [
+    {"oid": oid, "ns": "pg_catalog", "name": name, "kind": b"b", "basetype": None, "elemtype": element,
+     "elemdelim": ",", "range_subtype": None, "attrtypoids": None}
+    for oid, name, element in _ARRAYS
+]  # fmt: skip
 
 #: Fraction of the client's deadline after which the server cancels a statement, so that statements for which no client
 #: waits any more do not accumulate on the server.
@@ -37,6 +50,7 @@ class Connection(asyncpg.Connection):
 
     pooled: bool = False
     _server_caps: Any
+    _protocol: Any
     statement_timeout: str | None = None
     lock_timeout: str | None = None
 
@@ -49,6 +63,10 @@ class Connection(asyncpg.Connection):
             transaction_timeout: Longest duration of a transaction, as text with a unit; None keeps the server's
                 setting.
         """
+        # Otherwise the driver asks the server at the first use of each array type, which takes longer than to open the
+        # session. Without this method, a later version of the driver asks again.
+        with contextlib.suppress(AttributeError, LookupError, TypeError):
+            self._protocol.get_settings().register_data_types(_ARRAY_TYPES)
         # The query runs in a transaction, so that a pooler in transaction mode uses one session of the server for it.
         async with super().transaction():
             self.pooled = await super().fetchval(query("backend_pid")) != self.get_server_pid()
