@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from flow.fakes import World, consuming, until
-from iu_listen.flow.monitor import MONITOR_INTERVAL, OVERDUE_AFTER
+from iu_listen.flow.monitor import FIRST_ROUND_DELAY, MONITOR_INTERVAL, OVERDUE_AFTER
 from iu_listen.model.errors import NoAnswer, SessionLost
 from iu_listen.model.monitoring import Blocker
 from iu_listen.model.observation import BatchRan, BlockerCleared, BlockerFound, SessionFailed
@@ -33,6 +33,20 @@ async def test_a_culprit_is_told_once_an_episode():
             await anyio.sleep(60)
         assert [o.blocker for o in seen.of(BlockerFound)] == [LATE, LATE]
         assert [o.blocker for o in seen.of(BlockerCleared)] == [LATE, LATE]
+
+
+async def test_a_brief_consumer_needs_no_monitor():
+    """The monitor opens its session shortly after the first batch, so a consumer that ends before opens none.
+
+    Fails when: every consumer that routes a few events, for example in a test, has one more session.
+    """
+    world = World(monitor_lost=SessionLost("refused"))
+    async with consuming(world) as (_, seen):
+        await seen.wait_for(BatchRan)
+        await anyio.sleep(FIRST_ROUND_DELAY / 2)
+        assert seen.of(SessionFailed) == []
+        await anyio.sleep(FIRST_ROUND_DELAY)
+        assert [o.session for o in seen.of(SessionFailed)] == ["monitor"]
 
 
 async def test_suspects_of_one_queue_are_one_episode():

@@ -29,6 +29,8 @@ from iu_listen.model.monitoring import Blocker
 from iu_listen.model.observation import BlockerCleared, BlockerFound, SessionFailed
 from iu_listen.model.routing import WorkerName
 
+#: Pause before the first round, in seconds. A consumer that ends before needs no session for its monitor.
+FIRST_ROUND_DELAY: Final = 0.3
 #: Pause between rounds, in seconds.
 MONITOR_INTERVAL: Final = 2.0
 #: Duration from which a batch is checked, in seconds.
@@ -82,6 +84,7 @@ class Monitor:
     async def run(self) -> None:
         """Run the checks until cancelled. After a loss of the session, open a new one after a backoff."""
         tries, last_reported = 0, ""
+        await anyio.sleep(FIRST_ROUND_DELAY)
         while True:
             try:
                 async with self._sessions.monitor() as session:
