@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cli.command import environment
+from cli.command import environment, execute, on_one_server, rows
+from iu_listen.testing.databases import Databases
 from iu_listen.testing.outbox import Outbox
 
 SHOP = """
@@ -41,7 +44,9 @@ async def test_an_order_sends_a_mail(iu_outbox):
     await iu_outbox.assert_emitted("order_placed", {"total": 5}, count=1)
     await iu_outbox.assert_delivered("order_placed.send_mail", {"total": 5})
 """
-MORE = """
+MORE = r"""
+
+import asyncio
 
 import pytest
 
@@ -85,6 +90,19 @@ async def test_a_mistyped_route_is_an_error(iu_outbox):
     with pytest.raises(AssertionError, match="no route x; routes"):
         await iu_outbox.assert_dead_lettered("x", count=0)
 
+async def test_a_handler_that_does_not_end(iu_outbox):
+    from iu_listen import on
+
+    @on("order_placed")
+    async def endless(order: dict) -> None:
+        await asyncio.sleep(30)
+
+    connection = await asyncpg.connect(iu_outbox.dsn)
+    await emit(connection, "order_placed", {"total": 6})
+    await connection.close()
+    with pytest.raises(AssertionError, match=r"deliveries still wait after 0\.3 s"):
+        await iu_outbox.drain(endless, seconds=0.3)
+
 async def test_a_mistyped_type(iu_outbox):
     connection = await asyncpg.connect(iu_outbox.dsn)
     try:
@@ -120,10 +138,10 @@ def test_a_test_of_an_application(tmp_path: Path):
     (tmp_path / "test_shop.py").write_text(TEST + MORE)
     (tmp_path / "pytest.ini").write_text(SETTINGS)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--durations=0", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
         cwd=tmp_path, env=environment(str(tmp_path)), capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert "1 failed, 7 passed" in done.stdout, done.stdout + done.stderr
+    assert "1 failed, 8 passed" in done.stdout, done.stdout + done.stderr
     assert "No handler has the event type order_plced. Event types of the handlers: order_placed." in done.stdout
 
 
@@ -149,3 +167,32 @@ def test_the_page_has_the_test():
     page = (Path(__file__).parents[2] / "docs/how-to/test.md").read_text()
     assert TEST.strip() in page
     assert len([line for line in TEST.splitlines() if line]) <= 10
+
+
+@on_one_server
+def test_the_next_database_is_made_while_a_test_runs(server):
+    """A database is made ahead, so that no test but the first waits for it, and it is dropped in the background.
+
+    Fails when: take() makes the database at the moment of the call, or the databases of earlier tests stay.
+    """
+
+    def names() -> set[str]:
+        return {row[0] for row in rows(server.admin, "select datname from pg_database where datname like 'iu\\_%'")}
+
+    def wait_for(fits: Callable[[set[str]], bool]) -> set[str]:
+        until = time.monotonic() + 20
+        while not fits(found := names()):
+            assert time.monotonic() < until, found
+            time.sleep(0.02)
+        return found
+
+    template = server.template("base")
+    before = names()
+    with Databases(server.embedded, template) as databases:
+        first = databases.take()
+        (ahead,) = wait_for(lambda found: len(found - before) == 2) - before - {first}
+        assert databases.take() == ahead
+        databases.drop(first)
+        databases.drop(ahead)
+        (last,) = wait_for(lambda found: not {first, ahead} & found) - before
+    execute(server.admin, f"drop database {last} with (force)")

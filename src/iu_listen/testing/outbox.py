@@ -11,12 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import anyio
+
 from iu_listen.admin import gates, routes
 from iu_listen.admin.handlers import add_parts, missing_parts
 from iu_listen.app import Consumer
+from iu_listen.flow.wake_event import WakeEvent
 from iu_listen.install import migrate
 from iu_listen.install.package import package_state
 from iu_listen.model.delivery import Delivery
+from iu_listen.model.observation import BatchRan, DeliveriesSettled, Observation, RoutePaused, SessionFailed
 from iu_listen.model.settings import Settings
 from iu_listen.model.text import nearest
 from iu_listen.model.user_code import user_traceback
@@ -24,6 +28,9 @@ from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection, session
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import PythonTarget, ReportedTarget
+
+#: Longest pause between two looks whether a drain has ended, in seconds.
+LONGEST_PAUSE = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,28 @@ class Decided:
     traceback: str = field(default="", repr=False)
 
 
+class _Progress:
+    """An observer that notes when a consumer has routed or delivered something, and the last failure of a session."""
+
+    def __init__(self) -> None:
+        self._wake = WakeEvent()
+        self.failure = ""
+
+    def observe(self, observation: Observation, /) -> None:
+        match observation:
+            case SessionFailed(_, why, _):
+                self.failure = why
+            case BatchRan(_, _, batch) if not batch.seen:
+                pass
+            case BatchRan() | DeliveriesSettled() | RoutePaused():
+                self._wake.set()
+
+    async def next(self) -> None:
+        """Wait for the next progress since the last call, at most LONGEST_PAUSE seconds."""
+        await self._wake.wait(LONGEST_PAUSE)
+        self._wake.clear()
+
+
 class Outbox:
     """The outbox of one test, in a database of its own.
 
@@ -97,16 +126,18 @@ class Outbox:
             AssertionError: Something is not done after ``seconds`` seconds.
         """
         own = [*self._handlers, *handlers]
+        settings = Settings(dsn=self.dsn, listen=False, poll_interval=0.02, completeness_interval=0, grace_period=0.5)
+        progress = _Progress()
         async with self._session() as connection:
             await prepare_handlers(connection, own)
-        settings = Settings(dsn=self.dsn, listen=False, poll_interval=0.01)
-        reported = [ReportedTarget(one, self._report) for one in own]
-        async with Consumer(settings, targets=reported, observers=(), wait=seconds) as consumer:
-            try:
-                await consumer.drained(seconds)
-            except TimeoutError as error:
-                raise AssertionError(f"events or deliveries still wait after {seconds:g} s") from error
-        return await self.decided()
+            reported = [ReportedTarget(one, self._report) for one in own]
+            async with Consumer(settings, targets=reported, observers=[progress]):
+                with anyio.move_on_after(seconds):
+                    while not await queries.value(connection, "is_drained", settings.worker):
+                        await progress.next()
+                    return await self._decided(connection)
+        why = f": {progress.failure}" if progress.failure else ""
+        raise AssertionError(f"events or deliveries still wait after {seconds:g} s{why}")
 
     async def emitted(self, event_type: str | None = None) -> list[Emitted]:
         """The events that were written.
@@ -131,7 +162,10 @@ class Outbox:
             The attempts, in the order of the events.
         """
         async with self._session() as connection:
-            rows = await queries.rows(connection, "testing/attempts", route)
+            return await self._decided(connection, route)
+
+    async def _decided(self, connection: Connection, route: str | None = None) -> list[Decided]:
+        rows = await queries.rows(connection, "testing/attempts", route)
         return [
             Decided(
                 Emitted(row["event_type"], json.loads(row["payload"]), row["subject"]), row["route_code"],

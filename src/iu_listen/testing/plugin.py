@@ -6,7 +6,6 @@ module wherever iu-listen is installed, so everything else is imported by the fi
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from iu_listen.embedded import Server
     from iu_listen.targets.python import PythonTarget
+    from iu_listen.testing.databases import Databases
     from iu_listen.testing.outbox import Outbox
 
 TEMPLATE = "iu_template"
@@ -49,41 +49,35 @@ def iu_listen_server(
     tmp_path_factory: pytest.TempPathFactory, iu_listen_handlers: list[PythonTarget]
 ) -> Iterator[Server]:
     """An embedded PostgreSQL server with a template database: the package with open gates, and the handlers."""
-    import anyio  # noqa: PLC0415
-
     from iu_listen import embedded  # noqa: PLC0415
-    from iu_listen.testing.outbox import prepare  # noqa: PLC0415
+    from iu_listen.testing.databases import create_template  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("iu-listen")
     # PostgreSQL runs as another account if the tests run as root.
     for path in (folder, *folder.parents[:2]):
         path.chmod(path.stat().st_mode | 0o055)
     with embedded.running(folder, durable=False) as server:
-        _administer(server, f"create database {TEMPLATE}")
-        anyio.run(prepare, server.dsn(TEMPLATE), iu_listen_handlers)
+        create_template(server, TEMPLATE, iu_listen_handlers)
         yield server
 
 
+@pytest.fixture(scope="session")
+def _iu_listen_databases(iu_listen_server: Server) -> Iterator[Databases]:
+    from iu_listen.testing.databases import Databases  # noqa: PLC0415
+
+    with Databases(iu_listen_server, TEMPLATE) as databases:
+        yield databases
+
+
 @pytest.fixture
-def iu_outbox(iu_listen_server: Server, iu_listen_handlers: list[PythonTarget]) -> Iterator[Outbox]:
+def iu_outbox(
+    iu_listen_server: Server, iu_listen_handlers: list[PythonTarget], _iu_listen_databases: Databases
+) -> Iterator[Outbox]:
     """The outbox of one test, in a database of its own."""
     from iu_listen.testing.outbox import Outbox  # noqa: PLC0415
 
-    name = f"iu_{secrets.token_hex(6)}"
-    _administer(iu_listen_server, f"create database {name} template {TEMPLATE} strategy file_copy")
+    name = _iu_listen_databases.take()
     try:
         yield Outbox(iu_listen_server.dsn(name), iu_listen_handlers)
     finally:
-        _administer(iu_listen_server, f"drop database {name} with (force)")
-
-
-def _administer(server: Server, statement: str) -> None:
-    import anyio  # noqa: PLC0415
-
-    from iu_listen.postgres.session import session  # noqa: PLC0415
-
-    async def run() -> None:
-        async with session(server.dsn("postgres"), name="iu-listen testing") as connection:
-            await connection.execute(statement)
-
-    anyio.run(run)
+        _iu_listen_databases.drop(name)
