@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.command import environment, execute, on_one_server, rows
+from clusters import place
 from iu_listen.testing.databases import Databases
 from iu_listen.testing.outbox import Outbox
 
@@ -132,15 +133,22 @@ SETTINGS = "[pytest]\niu_listen_app = shop\nasyncio_mode = auto\nasyncio_default
 def test_a_test_of_an_application(tmp_path: Path):
     """Tests of an application pass with the fixture iu_outbox; each has an outbox of its own, and assertions can fail.
 
-    Fails when: the plugin is not found by its entry point, tests share a database, or drain() returns too early.
+    A test that fails for an event type that no handler has is explained in its report. A directory outside of those of
+    pytest keeps its mode.
+    Fails when: the plugin is not found by its entry point, tests share a database, drain() returns too early, or the
+    reason of a failed attempt is missing.
     """
     (tmp_path / "shop.py").write_text(SHOP)
     (tmp_path / "test_shop.py").write_text(TEST + MORE)
     (tmp_path / "pytest.ini").write_text(SETTINGS)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
-        cwd=tmp_path, env=environment(str(tmp_path)), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    with place() as above:
+        above.chmod(0o711)
+        options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--basetemp", above / "base"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options],
+            cwd=tmp_path, env=environment(str(tmp_path)), capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert above.stat().st_mode & 0o777 == 0o711
     assert "1 failed, 8 passed" in done.stdout, done.stdout + done.stderr
     assert "No handler has the event type order_plced. Event types of the handlers: order_placed." in done.stdout
 

@@ -6,6 +6,7 @@ module wherever iu-listen is installed, so everything else is imported by the fi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,11 @@ def iu_listen_server(
     from iu_listen import embedded  # noqa: PLC0415
     from iu_listen.testing.databases import create_template  # noqa: PLC0415
 
-    folder = tmp_path_factory.mktemp("iu-listen")
-    # PostgreSQL runs as another account if the tests run as root.
-    for path in (folder, *folder.parents[:2]):
-        path.chmod(path.stat().st_mode | 0o055)
+    folder, base = tmp_path_factory.mktemp("iu-listen"), tmp_path_factory.getbasetemp()
+    # If the tests run as root, PostgreSQL runs as another account, and must reach its directory below those of pytest.
+    if os.geteuid() == 0:
+        for path in (folder, base, *(p for p in (base.parent,) if p.name.startswith("pytest-of-"))):
+            path.chmod(path.stat().st_mode | 0o055)
     with embedded.running(folder, durable=False) as server:
         create_template(server, TEMPLATE, iu_listen_handlers)
         yield server
