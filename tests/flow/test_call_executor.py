@@ -141,3 +141,25 @@ async def test_who_lets_a_cancellation_out_fails_alone(behave, code):
                 await anyio.sleep(0.001)
         assert list(calls.running()) == []
     assert [(o.result, o.code) for o in calls.done] == [(Result.FAILED, code), (Result.SENT, ""), (Result.SENT, "")]
+
+
+def test_a_late_call_is_followed_by_the_next_one_in_a_program_of_asyncio():
+    """In a program that asyncio.run runs, and not anyio.run, a task that a deadline has ended is replaced, too.
+
+    Fails when: the task that takes its place makes a cancel scope in a callback, because anyio finds no event loop there
+    if the package sniffio is installed. The route then delivers nothing more.
+    """
+
+    async def main() -> list[Result]:
+        queue = TargetQueue(
+            concurrency=1, max_failing=2, target=Remembers(lambda: asyncio.sleep(60)),
+            waiting=deque(taken(n) for n in range(3)),
+        )  # fmt: skip
+        async with calling() as (calls, _):
+            calls.begin(queue)
+            with anyio.move_on_after(5):
+                while len(calls.done) < 3:
+                    await anyio.sleep(0.001)
+        return [outcome.result for outcome in calls.done]
+
+    assert asyncio.run(main()) == [Result.FAILED, Result.SENT, Result.SENT]

@@ -25,28 +25,29 @@ class DetachedTask:
 
     Attributes:
         error: Error that ``run`` raised; None: it raised none, or it was cancelled.
+        cancelled: Whether the task was cancelled. It may still run.
     """
 
     def __init__(self, run: Callable[[], Awaitable[object]], ended: Callable[[], None] = lambda: None) -> None:
         self.error: Exception | None = None
-        self._scope = anyio.CancelScope()
-        self._shield = anyio.CancelScope()
+        self.cancelled: bool = False
+        #: The scope of ``run``, and its shield; None: the task has not begun.
+        self._scopes: tuple[anyio.CancelScope, anyio.CancelScope] | None = None
         self._task = asyncio.create_task(self._run(run))
         self._task.add_done_callback(lambda _: ended())
 
     async def _run(self, run: Callable[[], Awaitable[object]]) -> None:
         # If user code enters a cancel scope and never leaves it, the exits of these two scopes raise. That error does
-        # not belong to ``run``, so it is not caught below.
-        with self._scope, self._shield:
+        # not belong to ``run``, so it is not caught below. The scopes are made here, because this object may be made in
+        # a callback outside of any task, and there anyio does not always find the event loop.
+        with anyio.CancelScope() as scope, anyio.CancelScope() as shield:
+            self._scopes = scope, shield
+            if self.cancelled:
+                self.cancel()
             try:
                 await run()
             except Exception as error:  # noqa: BLE001 within() raises it, or the owner of the task reads it
                 self.error = error
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the task was cancelled. It may still run."""
-        return self._scope.cancel_called
 
     def cancel(self) -> None:
         """Cancel the task once: its present await raises, unless user code has shielded it.
@@ -54,9 +55,12 @@ class DetachedTask:
         A cancel scope repeats the cancellation in every iteration of the event loop, so code that ignores it would use
         a whole processor. Therefore the shield is set again as soon as the cancellation is delivered.
         """
-        self._shield.shield = False
-        self._scope.cancel()
-        self._shield.shield = True
+        self.cancelled = True
+        if self._scopes is not None:
+            scope, shield = self._scopes
+            shield.shield = False
+            scope.cancel()
+            shield.shield = True
 
     def abandon(self) -> None:
         """Abandon the task: it goes on, and ``asyncio.run`` does not wait for it."""
