@@ -4,21 +4,25 @@ A call runs user code. At its deadline the call is cancelled. User code may igno
 or wait behind a shield for a thread. ABANDON_AFTER seconds later such a call is abandoned: it is recorded as a failed
 attempt, its place is free for the next delivery, and nothing waits for it any more, not even the end of the process.
 At most MAX_ABANDONED abandoned calls of one target may still run; at that bound the target is not called any more.
+
+A call of a GroupTarget has several deliveries, if several are waiting. A group that fails gives its deliveries no
+outcomes: they return to the head of the queue, and each of them is attempted in a call of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import anyio
 import anyio.abc
 
 from iu_listen.flow.call_tasks import CallTask, CallTasks, TargetQueue
 from iu_listen.flow.detached import CANCEL_INTERVAL
-from iu_listen.flow.ports import Target
+from iu_listen.flow.ports import GroupTarget, Target
 from iu_listen.flow.wake_event import WakeEvent
 from iu_listen.model.delivery import Delivery, Failed, Outcome, Result, TakenDelivery
 from iu_listen.model.outcome import outcome_of
@@ -43,12 +47,21 @@ _CANCELLED_TEXT: Final = "The call was cancelled by the target itself, or by a t
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A running call: the task that runs it, its delivery, its start time, and the text of its target."""
+    """A running call: the task that runs it, its delivery, its start time, and the text of its target.
+
+    ``others`` are the deliveries that a group has besides ``taken``, its first one.
+    """
 
     call_task: CallTask
     taken: TakenDelivery
     began: float
     called: str
+    others: Sequence[TakenDelivery] = ()
+
+    @property
+    def group(self) -> Sequence[TakenDelivery]:
+        """All deliveries of the call."""
+        return (self.taken, *self.others)
 
     @property
     def ends_by(self) -> float:
@@ -74,6 +87,9 @@ class CallExecutor:
         activate: Called with the delivery, in the task that is about to call a target.
         report_abandoned: Called when a call was abandoned, with its delivery, the text of its target (called()), and
             the number of abandoned calls of that target that still run.
+        activate_group: The context of the call of a group, made of its deliveries.
+        report_group_failed: Called when a group failed, with its first delivery, the text of its target, the number of
+            its deliveries, and the reason.
 
     Attributes:
         done: Outcomes of ended calls, in the order of their ends. The settling task removes them.
@@ -91,11 +107,15 @@ class CallExecutor:
         clock: Callable[[], float],
         activate: Callable[[Delivery], None] = lambda _: None,
         report_abandoned: Callable[[Delivery, str, int], None] = lambda *_: None,
+        activate_group: Callable[[Sequence[Delivery]], AbstractContextManager[object]] = nullcontext,
+        report_group_failed: Callable[[Delivery, str, int, str], None] = lambda *_: None,
     ) -> None:
         self._wake = wake
         self._clock = clock
         self._activate = activate
         self._report_abandoned = report_abandoned
+        self._activate_group = activate_group
+        self._report_group_failed = report_group_failed
         self._deadline_wake = WakeEvent()
         self._shortest_deadline = math.inf
         self._tasks = CallTasks(self._serve, self._task_failed)
@@ -123,11 +143,11 @@ class CallExecutor:
 
     def running(self) -> Iterator[TakenDelivery]:
         """Deliveries whose calls have begun and not ended."""
-        for call in list(self._running.values()):
-            yield call.taken
+        for call in dict.fromkeys(self._running.values()):
+            yield from (taken for taken in call.group if self._running.get(taken.delivery.id) is call)
 
     def give_up(self, taken: TakenDelivery) -> None:
-        """Cancel the call of a delivery. Its outcome is not recorded."""
+        """Cancel the call of a delivery. Its outcome is not recorded, and it does not return to the queue."""
         self._cancel(self._running.pop(taken.delivery.id))
 
     def begin(self, queue: TargetQueue) -> None:
@@ -147,9 +167,12 @@ class CallExecutor:
         queue = call_task.queue
         while self._may_begin(queue) and not call_task.task.cancelled:
             taken = queue.waiting.popleft()
+            others = queue.take_others(taken) if queue.group > 1 else ()
             self._tasks.begin(queue)
-            call = _Call(call_task, taken, self._clock(), queue.called)
+            call = _Call(call_task, taken, self._clock(), queue.called, others)
             self._running[taken.delivery.id] = call
+            if others:
+                self._running |= {other.delivery.id: call for other in others}
             await self._deliver(call, queue.target)  # type: ignore[arg-type]
 
     def _task_failed(self, fault: Exception) -> None:
@@ -167,32 +190,64 @@ class CallExecutor:
         )
         if not queue.waiting or queue.target is None or not known or self.too_many_abandoned(queue):
             return False
+        if queue.held or (queue.group_wait and queue.waits(now)):
+            return False
         return self.only_id is None or (queue.waiting[0].delivery.id == self.only_id and not self._running)
 
     async def _deliver(self, call: _Call, target: Target) -> None:
         try:
-            self._activate(call.taken.delivery)
-            await target.deliver(call.taken.delivery)
+            if call.others:
+                await self._deliver_group(call, cast(GroupTarget, target))
+            else:
+                self._activate(call.taken.delivery)
+                await target.deliver(call.taken.delivery)
         except anyio.get_cancelled_exc_class():
             # A call that is past its deadline counts as late, even if other code has cancelled it as well.
             late = call.call_task.task.cancelled
-            self._record(call, call.timeout_error if late else Failed(_CANCELLED_TEXT, code="target_cancelled"))
+            self._failed(call, call.timeout_error if late else Failed(_CANCELLED_TEXT, code="target_cancelled"))
             raise
         except BaseException as raised:
-            # Every exception is the outcome of this delivery, including SystemExit, which would end the process and all
+            # Every exception is the outcome of this call, including SystemExit, which would end the process and all
             # other deliveries. The only exception: nothing is recorded while this task itself is being closed.
             if isinstance(raised, GeneratorExit) and not _in_a_task():
                 raise
-            self._record(call, raised)
+            self._failed(call, raised)
         else:
-            self._record(call, None)
+            if not call.others:
+                self._record(call, call.taken, None)
         finally:
             self._ending.pop(call, None)
 
-    def _record(self, call: _Call, error: BaseException | None) -> None:
+    async def _deliver_group(self, call: _Call, target: GroupTarget) -> None:
+        deliveries = [taken.delivery for taken in call.group]
+        with self._activate_group(deliveries):
+            failed = await target.deliver_group(deliveries)
+        # Successes come first: a failure beside a success of its route is that of one delivery.
+        for taken in sorted(call.group, key=lambda taken: taken.delivery in failed) if failed else call.group:
+            self._record(call, taken, failed.get(taken.delivery))
+
+    def _failed(self, call: _Call, error: BaseException) -> None:
+        """Record the failure of a call. The deliveries of a group return to the queue, for calls of their own.
+
+        Those calls begin after the next take query, because the route may have been paused meanwhile.
+        """
+        if not call.others:
+            self._record(call, call.taken, error)
+        elif returned := [taken for taken in call.group if self._running.get(taken.delivery.id) is call]:
+            for taken in returned:
+                del self._running[taken.delivery.id]
+                taken.group_failed = True
+            queue = call.call_task.queue
+            queue.held = True
+            queue.waiting.extendleft(reversed(returned))
+            _, code, detail, _ = outcome_of(error)
+            why = f"{code}: {detail}" if detail else code
+            self._report_group_failed(call.taken.delivery, call.called, len(call.group), why)
+
+    def _record(self, call: _Call, taken: TakenDelivery, error: BaseException | None) -> None:
         # Skip a call that was given up (another consumer may deliver it) or abandoned (its outcome is recorded).
-        if self._running.get(call.taken.delivery.id) is call:
-            del self._running[call.taken.delivery.id]
+        if self._running.get(taken.delivery.id) is call:
+            del self._running[taken.delivery.id]
             result, code, detail, retry_after = outcome_of(error)
             ended, queue = self._clock(), call.call_task.queue
             near_success = call.began - queue.last_success < RECENT_SUCCESS
@@ -200,7 +255,7 @@ class CallExecutor:
                 queue.last_success = ended
             queue.failing += result is not Result.SENT
             self.done.append(
-                Outcome(call.taken, result, call.began, ended, code, detail, retry_after, near_success, call.called)
+                Outcome(taken, result, call.began, ended, code, detail, retry_after, near_success, call.called)
             )
             self._wake.set()
 
@@ -224,7 +279,7 @@ class CallExecutor:
         """Abandon a call that ignores its cancellation: record it as failed and free its place."""
         del self._ending[call]
         running = self._tasks.abandon(call.call_task, call.called)
-        self._record(call, call.abandoned_error)
+        self._failed(call, call.abandoned_error)
         self._report_abandoned(call.taken.delivery, call.called, running)
         self._tasks.begin(call.call_task.queue)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -35,6 +35,10 @@ class TargetQueue:
         closed: True: the queue gets no further deliveries.
         last_success: Time of the last call of this queue that succeeded or was rejected, by the monotonic clock, in
             seconds.
+        group: Most deliveries of one call.
+        group_wait: Longest time for which a call waits for a full group, in seconds.
+        wait_until: End of the present wait for a full group, by the monotonic clock; inf: there was none yet.
+        held: True: deliveries of a failed group wait, and no call begins until the state of the route was read again.
     """
 
     concurrency: int
@@ -48,6 +52,36 @@ class TargetQueue:
     idle: CallTask | None = None
     closed: bool = False
     last_success: float = -math.inf
+    group: int = 1
+    group_wait: float = 0.0
+    wait_until: float = math.inf
+    held: bool = False
+
+    def waits(self, now: float) -> float:
+        """Seconds for which the next call waits for a full group; 0: it does not wait.
+
+        Args:
+            now: The time, by the monotonic clock, in seconds.
+        """
+        if not self.group_wait or not 0 < len(self.waiting) < self.group or not self.waiting[0].groupable:
+            return 0.0
+        self.wait_until = min(self.wait_until, now + self.group_wait)
+        return max(0.0, self.wait_until - now)
+
+    def take_others(self, first: TakenDelivery) -> Sequence[TakenDelivery]:
+        """Remove the deliveries from the queue that form a group with ``first``, which has left it, and return them.
+
+        They have the same deadline.
+        """
+        self.wait_until = math.inf
+        others: list[TakenDelivery] = []
+        most = self.group - 1 if first.groupable else 0
+        while len(others) < most and self.waiting:
+            other = self.waiting[0]
+            if not other.groupable or other.delivery.deadline != first.delivery.deadline:
+                break
+            others.append(self.waiting.popleft())
+        return others
 
 
 class CallTask:

@@ -15,7 +15,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import anyio
@@ -37,7 +37,7 @@ from iu_listen.flow.unblocked_subjects import UnblockedSubjects
 from iu_listen.flow.wake_event import WakeEvent
 from iu_listen.model.delivery import DeadLetters, Delivery, TakenDelivery
 from iu_listen.model.errors import safe_message
-from iu_listen.model.observation import CallAbandoned, DeliveriesSettled, SessionFailed
+from iu_listen.model.observation import CallAbandoned, DeliveriesSettled, GroupFailed, SessionFailed
 from iu_listen.model.routing import WorkerName
 from iu_listen.model.settings import Settings
 
@@ -57,6 +57,7 @@ class Dispatcher:
         clock: Monotonic clock, in seconds.
         jitter: Source of randomness for backoff.
         activate: Called with the delivery, in the task that is about to call its target.
+        activate_group: The context of the call of a group, made of its deliveries.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         jitter: random.Random | None = None,
         activate: Callable[[Delivery], None] = lambda _: None,
+        activate_group: Callable[[Sequence[Delivery]], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         self._settings = settings
         self._worker = WorkerName(settings.worker)
@@ -83,7 +85,9 @@ class Dispatcher:
         self._settle_wake = WakeEvent()
         self._ledger = InFlightLedger()
         self._routes = RouteTable(self._ledger)
-        self._calls = CallExecutor(self._settle_wake, clock, activate, self._report_abandoned)
+        self._calls = CallExecutor(
+            self._settle_wake, clock, activate, self._report_abandoned, activate_group, self._report_group_failed
+        )
         quarantine, unblocked = Quarantine(self._calls, self._ledger), UnblockedSubjects()
         self._taken = TakenDeliveries(self._ledger, self._routes, self._calls, quarantine, unblocked)
         self._lease = DeliveryLease(
@@ -230,6 +234,11 @@ class Dispatcher:
     def _report_abandoned(self, delivery: Delivery, called: str, running: int) -> None:
         self._observer.observe(CallAbandoned(self._worker, delivery.route, called, running))
 
+    def _report_group_failed(self, delivery: Delivery, called: str, deliveries: int, why: str) -> None:
+        self._observer.observe(GroupFailed(self._worker, delivery.route, called, deliveries, why))
+        # Its deliveries wait for the next take query.
+        self._take_wake.set()
+
     # -- take queries --------------------------------------------------------------------------------------------
 
     async def _take_loop(self, session: DeliveryStore) -> None:
@@ -247,6 +256,8 @@ class Dispatcher:
 
     def _pause(self) -> float:
         """Seconds until the next take query, if nothing wakes the taking task before."""
-        if any(route.waiting for route in self._routes):
+        now = self._clock()
+        waits = [route.waits(now) for route in self._routes if route.waiting]
+        if 0.0 in waits:
             return SWITCHES_VALID_FOR / 4
-        return min(DISPATCH_INTERVAL, self._routes.due_in(), self._sweeper.pause(self._routes))
+        return min(DISPATCH_INTERVAL, self._routes.due_in(), self._sweeper.pause(self._routes), *waits)

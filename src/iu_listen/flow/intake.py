@@ -164,7 +164,8 @@ class Intake:
             route = self.routes[taken.delivery.route]
             route.position = max(route.position, taken.delivery.id)
         self._accept(new)
-        may_begin = self.calls.switches_checked_at > -math.inf
+        now = self.clock()
+        may_begin = self.calls.switches_checked_at > -math.inf and not any(route.waits(now) for route in self.routes)
         return may_begin and not some_left_out and len(self.ledger) >= len(deliveries)
 
     # -- both ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from iu_listen.model.delivery import (
     DeadLetters,
@@ -189,6 +189,28 @@ class Target(Protocol):
 
     async def aclose(self) -> None:
         """Close all connections, in bounded time. deliver() is not called after this."""
+
+
+@runtime_checkable
+class GroupTarget(Target, Protocol):
+    """A target that may take several deliveries of one route in one call.
+
+    Attributes:
+        group: Most deliveries of a call; 1: it takes no groups.
+        group_wait: Longest time for which a call waits for further deliveries, in seconds.
+    """
+
+    group: int
+    group_wait: float
+
+    async def deliver_group(self, deliveries: Sequence[Delivery], /) -> Mapping[Delivery, BaseException]:
+        """Deliver the events of at least two deliveries, in the order of the list.
+
+        If it raises, or is cancelled, each of the deliveries is passed to deliver() afterwards.
+
+        Returns:
+            The deliveries that failed, each with its exception. All others succeeded.
+        """
 
 
 class TargetProvider(Protocol):

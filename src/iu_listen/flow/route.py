@@ -17,7 +17,7 @@ from iu_listen.flow.in_flight import Load
 from iu_listen.model.called import called
 from iu_listen.model.delivery import RouteState, TakenDelivery, TakeRequest
 
-#: Prefetch of a route: deliveries taken in addition to those whose calls run, as a multiple of its concurrency.
+#: Prefetch of a route: deliveries taken in addition to those whose calls run, as a multiple of their largest number.
 PREFETCH_FACTOR: Final = 9
 #: Largest prefetch of a route, in deliveries.
 MAX_PREFETCH: Final = 1000
@@ -118,7 +118,7 @@ class Route(TargetQueue):
 
     def update(self, state: RouteState) -> bool:
         """Store the new state of the route. Returns whether its target may have changed."""
-        before, self.state = self._target_values, state
+        before, self.state, self.held = self._target_values, state, False
         self.concurrency: int = int(state.policy["concurrency"])
         self.called: str = called(state.kind, state.reference, state.policy["target"])
         # This limits how far the calls of a target that rejects everything can exceed the budget of dead letters.
@@ -148,7 +148,8 @@ class Route(TargetQueue):
         """
         if not self.target:
             return 0
-        most = self.concurrency + min(self.concurrency * PREFETCH_FACTOR, MAX_PREFETCH)
+        begun = self.concurrency * self.group
+        most = begun + min(begun * PREFETCH_FACTOR, MAX_PREFETCH)
         # At most half of it at once, so that calls, settlements and take queries of a route overlap.
         return min(max(0, most - load.deliveries), -(-most // 2))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from iu_listen.flow.call_executor import MAX_ABANDONED, CallExecutor
-from iu_listen.flow.ports import DeliveryStore, TargetProvider
+from iu_listen.flow.ports import DeliveryStore, GroupTarget, TargetProvider
 from iu_listen.flow.route import Route
 from iu_listen.model.errors import ConfigurationError
 
@@ -71,10 +71,11 @@ class RouteTargets:
         route.looked_up_at = now
         try:
             state = route.state
-            route.target = self._targets.find(state.kind, state.reference, state.policy["target"])
+            route.target = found = self._targets.find(state.kind, state.reference, state.policy["target"])
         except ConfigurationError as error:
             route.no_target, route.hint = error.message, error.hint
             return False
+        route.group, route.group_wait = (found.group, found.group_wait) if isinstance(found, GroupTarget) else (1, 0.0)
         route.no_target = route.hint = ""
         return True
 

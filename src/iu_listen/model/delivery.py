@@ -161,17 +161,24 @@ class TakenDelivery:
         alone: True: the delivery is in quarantine, because it may end the process. It is attempted while no other
             delivery is in flight.
         problem: Failure code that says why the delivery cannot be given to a target; empty: it can.
+        group_failed: True: the call of a group that contained it has failed.
     """
 
     delivery: Delivery
     subject_key: int | None = None
     alone: bool = False
     problem: str = ""
+    group_failed: bool = False
 
     @property
     def bytes(self) -> int:
         """Estimated memory of the delivery, in bytes: the length of its payload plus 500."""
         return len(self.delivery.event.payload or "") + 500
+
+    @property
+    def groupable(self) -> bool:
+        """Whether it may be called in a group: in its first attempt, unless a group with it has failed."""
+        return self.delivery.attempt == 1 and not self.alone and not self.group_failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,6 +237,25 @@ class CallAbandoned:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupFailed:
+    """A call with several deliveries failed, so each of them is attempted in a call of its own.
+
+    Attributes:
+        worker: Name of the worker.
+        route: Code of the route.
+        called: Text of the target, as made by called().
+        deliveries: Number of deliveries of the call.
+        why: The reason.
+    """
+
+    worker: WorkerName
+    route: str
+    called: str
+    deliveries: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoutePaused:
     """A route is paused by a closed switch, the circuit breaker, the budget of dead letters, or a missing target.
 
@@ -361,6 +380,7 @@ Observation = (
     | MetricsFailed
     | DeliveriesSettled
     | CallAbandoned
+    | GroupFailed
     | RoutePaused
     | RouteResumed
     | SpansExported

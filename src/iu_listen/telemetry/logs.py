@@ -21,6 +21,7 @@ from iu_listen.model.observation import (
     CompletenessChecked,
     DeliveriesSettled,
     ExportDelayed,
+    GroupFailed,
     HeartbeatWritten,
     LeaseTaken,
     Listening,
@@ -228,7 +229,7 @@ class LogObserver:
                     "completeness check found events without attempts", worker=worker, events=missing, checked=checked,
                     hint="iu-listen completeness --repair",
                 )  # fmt: skip
-            case CallAbandoned() | RoutePaused() | RouteResumed() | DeliveriesSettled():
+            case CallAbandoned() | GroupFailed() | RoutePaused() | RouteResumed() | DeliveriesSettled():
                 self._observe_delivery(observation)
             case SpansExported() | ExportDelayed():
                 self._observe_trace_export(observation)
@@ -245,7 +246,9 @@ class LogObserver:
             case Stopped(worker, events):
                 log.info("stopped", worker=worker, events=events)
 
-    def _observe_delivery(self, observation: CallAbandoned | RoutePaused | RouteResumed | DeliveriesSettled) -> None:
+    def _observe_delivery(
+        self, observation: CallAbandoned | GroupFailed | RoutePaused | RouteResumed | DeliveriesSettled
+    ) -> None:
         """Write the line for an observation of the dispatcher, if there is one."""
         log = self._log
         match observation:
@@ -254,6 +257,12 @@ class LogObserver:
                     log.warning(
                         "call abandoned: the target ignores its cancellation", worker=worker, route=route,
                         target=called, still_running=running, hint=ABANDONED_HINT,
+                    )  # fmt: skip
+            case GroupFailed(worker, route, called, deliveries, why):
+                if self._is_news(f"group {route}", why):
+                    log.warning(
+                        "group failed: each of its deliveries is attempted in a call of its own", worker=worker,
+                        route=route, target=called, deliveries=deliveries, why=why,
                     )  # fmt: skip
             case RoutePaused(worker, route, paused_by, why, hint):
                 hint = hint or PAUSE_HINTS[paused_by]
