@@ -47,7 +47,7 @@ from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import PythonTarget
-from iu_listen.telemetry.context import activate
+from iu_listen.telemetry.context import activate, activate_group
 from iu_listen.telemetry.logs import LogObserver, StandardLog
 
 #: Name of the trace export. There is only one.
@@ -199,7 +199,9 @@ class Consumer:
             if isinstance(targets, Targets)
             else Targets(targets, os.environ, secrets=settings.secrets, allow_private=settings.allow_private)
         )
-        self._dispatcher = Dispatcher(settings, self.sessions, found, self.observers, activate=activate)
+        self._dispatcher = Dispatcher(
+            settings, self.sessions, found, self.observers, activate=activate, activate_group=activate_group
+        )
         self._loop = ConsumerLoop(
             settings, self.sessions, self.observers, measuring=measuring, dispatcher=self._dispatcher
         )

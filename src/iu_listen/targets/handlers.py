@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from functools import partial
@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from iu_listen.model.delivery import Delivery, DeliveryError, Reject, Unavailable
 from iu_listen.model.errors import safe_message
-from iu_listen.targets.python import PythonTarget
+from iu_listen.targets.python import PythonTarget, failures_of, group_of
 
 #: Failure code of a payload that does not fit the type of the handler.
 INVALID_PAYLOAD: Final = "invalid_payload"
@@ -27,7 +27,7 @@ _FROM_TEXT: Final[dict[Any, Callable[[str], Any]]] = {
     date: date.fromisoformat, datetime: datetime.fromisoformat, time: time.fromisoformat, Decimal: Decimal, UUID: UUID,
 }  # fmt: skip
 Exceptions = tuple[type[BaseException], ...]
-#: A function of an application: of a Delivery, or of a payload, or of a payload and a Delivery.
+#: A function of an application: of a Delivery, or of a payload, or of a payload and a Delivery; or of lists of them.
 Function = Callable[..., object]
 Convert = Callable[[Any], Any]
 #: What becomes of keys of a payload that its dataclass does not have.
@@ -44,9 +44,13 @@ class Handler(PythonTarget):
         reject: Exceptions after which the event becomes a dead letter at once, like Reject.
         unavailable: Exceptions that mean that the target accepts no event at present, like Unavailable.
         unknown: What becomes of keys of a payload that its dataclass does not have.
+        group: Most deliveries of a call, for a function with lists; None: the default.
+        group_wait: Longest time for which a call waits for a full group, in seconds.
 
     Raises:
-        TypeError: The parameters of the function are none of the possible ones, or ``unknown`` does not fit them.
+        TypeError: The parameters of the function are none of the possible ones, ``unknown`` does not fit them, or an
+            option for groups is set and they are not lists.
+        ValueError: An option is out of range.
     """
 
     def __init__(
@@ -57,24 +61,49 @@ class Handler(PythonTarget):
         reject: Exceptions = (),
         unavailable: Exceptions = (),
         unknown: UnknownKeys = "reject",
+        group: int | None = None,
+        group_wait: float = 0.0,
     ) -> None:
-        super().__init__(name, in_thread(function))
+        self._arguments, lists = _arguments(function, unknown)
+        super().__init__(name, in_thread(function), group_of(function, lists, group, group_wait), group_wait)
         self.event_type = event_type
         self.__wrapped__ = function
         self._reject, self._unavailable = reject, unavailable
-        self._arguments = _arguments(function, unknown)
 
     async def deliver(self, delivery: Delivery, /) -> None:
         """Call the function with its arguments, and translate its exceptions."""
-        arguments = self._arguments(delivery)
         try:
-            await self.function(*arguments)
-        except DeliveryError:
-            raise
-        except self._reject as error:
-            raise Reject(safe_message(error), code=_code(error)) from error
-        except self._unavailable as error:
-            raise Unavailable(safe_message(error), code=_code(error)) from error
+            if self.group == 1:
+                await self.function(*self._arguments(delivery))
+            else:
+                await super().deliver(delivery)
+        except BaseException as error:
+            translated = self._translated(error)
+            if translated is error:
+                raise
+            raise translated from error
+
+    async def deliver_group(self, deliveries: Sequence[Delivery], /) -> Mapping[Delivery, BaseException]:
+        """Call the function with lists of its arguments, without the deliveries whose payloads do not fit."""
+        failed: dict[Delivery, BaseException] = {}
+        arguments: dict[Delivery, tuple[Any, ...]] = {}
+        for delivery in deliveries:
+            try:
+                arguments[delivery] = self._arguments(delivery)
+            except Reject as error:
+                failed[delivery] = error
+        if arguments:
+            result = await self.function(*map(list, zip(*arguments.values(), strict=True)))
+            marked = failures_of(result, arguments)
+            failed |= {delivery: self._translated(error) for delivery, error in marked.items()}
+        return failed
+
+    def _translated(self, error: BaseException) -> BaseException:
+        """The exception of iu_listen for an exception of the application; the same one if there is none."""
+        if isinstance(error, DeliveryError) or not isinstance(error, (*self._reject, *self._unavailable)):
+            return error
+        outcome = Reject if isinstance(error, self._reject) else Unavailable
+        return outcome(safe_message(error), code=_code(error))
 
     async def __call__(self, *arguments: Any) -> object:
         """Call the function directly, as without the decorator."""
@@ -91,6 +120,8 @@ def on(
     reject: Exceptions = (),
     unavailable: Exceptions = (),
     unknown: UnknownKeys = "reject",
+    group: int | None = None,
+    group_wait: float = 0.0,
 ) -> Callable[[Function], Handler]:
     """Make a function the handler of an event type, with a route of its own.
 
@@ -104,6 +135,11 @@ def on(
     a model becomes a dead letter, ``invalid_payload``. A function without ``async`` runs in a thread. It runs inside
     the OpenTelemetry context of the attempt.
 
+    If the parameters are lists, ``list[Delivery]``, ``list[Order]``, or both, the function is called with a group: the
+    deliveries of its route that are ready at the same time. It returns None, or a dict with the deliveries that failed
+    as keys and their exceptions as values. If it raises, each delivery of the group is passed to it in a call of its
+    own, as lists with one element.
+
     Args:
         event_type: Type of the events.
         name: Code of the route. Default: the event type and the name of the function, ``order_placed.send_mail``.
@@ -113,17 +149,21 @@ def on(
         unknown: What becomes of a payload with keys that the dataclass does not have: ``reject`` makes a dead letter,
             ``ignore`` leaves the keys out, also those of nested dataclasses. Models of pydantic and msgspec have a
             setting of their own.
+        group: Most deliveries of a group, 2 to 1000; None: 100.
+        group_wait: Longest time for which a call waits for a full group, 0 to 10 seconds. Default: it does not wait.
 
     Returns:
         The decorator. It makes a Handler of the function, which can still be called, with ``await``.
 
     Raises:
-        TypeError: The parameters of the function are none of the possible ones, or ``unknown`` does not fit them.
+        TypeError: The parameters of the function are none of the possible ones, ``unknown`` does not fit them, or an
+            option for groups is set and they are not lists.
+        ValueError: An option is out of range.
     """
 
     def decorate(function: Function) -> Handler:
         default = f"{event_type}.{getattr(function, '__name__', 'handler')}"
-        return Handler(event_type, name or default, function, reject, unavailable, unknown)
+        return Handler(event_type, name or default, function, reject, unavailable, unknown, group, group_wait)
 
     return decorate
 
@@ -144,14 +184,17 @@ def in_thread(function: Function) -> Callable[..., Awaitable[object]]:
     return run
 
 
-def _arguments(function: Function, unknown: UnknownKeys) -> Callable[[Delivery], tuple[Any, ...]]:
-    """The function that makes the arguments of a handler from a delivery."""
+def _arguments(function: Function, unknown: UnknownKeys) -> tuple[Callable[[Delivery], tuple[Any, ...]], bool]:
+    """The function that makes the arguments of a handler from a delivery, and whether it takes lists of them."""
     hints = typing.get_type_hints(function)
     parameters = [
         p for p in inspect.signature(function).parameters.values()
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]  # fmt: skip
     kinds = [hints.get(p.name, Delivery if number else None) for number, p in enumerate(parameters)]
+    lists = bool(kinds) and all(typing.get_origin(kind) is list for kind in kinds)
+    if lists:
+        kinds = [typing.get_args(kind)[0] for kind in kinds]
     if unknown not in typing.get_args(UnknownKeys):
         raise TypeError(f"unknown must be 'reject' or 'ignore', not {unknown!r}")
     payload_type = kinds[0] if kinds else None
@@ -161,11 +204,11 @@ def _arguments(function: Function, unknown: UnknownKeys) -> Callable[[Delivery],
             "setting of their own, and a dict has all keys"
         )
     if len(kinds) == 1 and kinds[0] in (None, Delivery):
-        return lambda delivery: (delivery,)
-    if not kinds or len(kinds) > 2 or kinds[1:] not in ([], [Delivery]):
+        return (lambda delivery: (delivery,)), lists
+    if not kinds or len(kinds) > 2 or kinds[1:] not in ([], [Delivery]) or typing.get_origin(kinds[0]) is list:
         raise TypeError(
             f"{getattr(function, '__qualname__', function)} must have one of the parameter lists "
-            "(delivery), (payload: Type) or (payload: Type, delivery)"
+            "(delivery), (payload: Type) or (payload: Type, delivery), or the same with list[Delivery] and list[Type]"
         )
     convert = _converter(payload_type, unknown)
 
@@ -177,7 +220,7 @@ def _arguments(function: Function, unknown: UnknownKeys) -> Callable[[Delivery],
             raise Reject(f"the payload does not fit {name}: {_reason(error)}", code=INVALID_PAYLOAD) from error
         return (payload, delivery)[: len(kinds)]
 
-    return converted
+    return converted, lists
 
 
 class _Misfit(ValueError):

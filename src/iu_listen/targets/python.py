@@ -5,37 +5,54 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+import typing
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from iu_listen.model.delivery import Delivery
+from iu_listen.model.delivery import Delivery, Failed
 from iu_listen.model.errors import ConfigurationError, safe_message
 from iu_listen.model.user_code import place
 
 #: A target in the code of a user: it returns after a successful delivery, and raises the exceptions that
-#: iu_listen.model.delivery describes.
-Coroutine = Callable[[Delivery], Awaitable[object]]
+#: iu_listen.model.delivery describes. Its parameter is a Delivery, or a list of them.
+Coroutine = Callable[[Delivery], Awaitable[object]] | Callable[[list[Delivery]], Awaitable[object]]
+#: Most deliveries of a call of a function whose parameter is a list.
+DEFAULT_GROUP: Final = 100
+MAX_GROUP: Final = 1000
+#: Longest wait for a full group, in seconds.
+MAX_GROUP_WAIT: Final = 10.0
 
 
 class PythonTarget:
-    """A coroutine function with the name that routes use. Implements flow.ports.Target.
+    """A coroutine function with the name that routes use. Implements flow.ports.GroupTarget.
 
     Args:
         name: ``target_ref`` of the routes that deliver to it.
         function: The coroutine function.
+        group: Most deliveries of a call; 1: the parameter of the function is one Delivery, and not a list.
+        group_wait: Longest time for which a call waits for further deliveries, in seconds.
     """
 
-    def __init__(self, name: str, function: Coroutine) -> None:
+    def __init__(self, name: str, function: Coroutine, group: int = 1, group_wait: float = 0.0) -> None:
         self.name = name
-        self.function = function
+        self.function: Callable[..., Awaitable[object]] = function
+        self.group, self.group_wait = group, group_wait
         self.__doc__ = function.__doc__
 
     async def deliver(self, delivery: Delivery, /) -> None:
         """Run the coroutine."""
-        await self.function(delivery)
+        if self.group == 1:
+            await self.function(delivery)
+        else:
+            for error in (await self.deliver_group([delivery])).values():
+                raise error
 
-    async def __call__(self, delivery: Delivery, /) -> object:
+    async def deliver_group(self, deliveries: Sequence[Delivery], /) -> Mapping[Delivery, BaseException]:
+        """Run the coroutine with a list of deliveries. Returns the deliveries that failed, with their exceptions."""
+        return failures_of(await self.function(list(deliveries)), deliveries)
+
+    async def __call__(self, delivery: Any, /) -> object:
         """Call the coroutine function directly, as without the decorator."""
         return await self.function(delivery)
 
@@ -46,7 +63,58 @@ class PythonTarget:
         return f"target({self.name!r})"
 
 
-def target(name: str) -> Callable[[Coroutine], PythonTarget]:
+def failures_of(result: object, deliveries: Iterable[Delivery]) -> Mapping[Delivery, BaseException]:
+    """The result of a function with a list of deliveries: those that failed, each with its exception.
+
+    Raises:
+        Failed: The function returned something else than None or such a mapping.
+    """
+    if result is None:
+        return {}
+    if (
+        isinstance(result, Mapping)
+        and result.keys() <= set(deliveries)
+        and all(isinstance(error, BaseException) for error in result.values())
+    ):
+        return result
+    raise Failed(
+        f"the function returned a {type(result).__name__}; it must return None, or a dict with the failed deliveries "
+        "as keys and their exceptions as values",
+        code="invalid_result",
+    )
+
+
+def group_of(function: Callable[..., object], takes_list: bool, group: int | None, group_wait: float) -> int:
+    """The number of deliveries of a call, from the options of a decorator.
+
+    Raises:
+        TypeError: The function does not take a list, but an option for groups is set.
+        ValueError: An option is out of range.
+    """
+    if not takes_list:
+        if group is None and not group_wait:
+            return 1
+        name = getattr(function, "__qualname__", function)
+        raise TypeError(f"group and group_wait need a function with a list, as in {name}(deliveries: list[Delivery])")
+    found = DEFAULT_GROUP if group is None else group
+    if type(found) is not int or not 2 <= found <= MAX_GROUP or not 0 <= group_wait <= MAX_GROUP_WAIT:
+        raise ValueError(f"group must be 2 to {MAX_GROUP} deliveries, and group_wait 0 to {MAX_GROUP_WAIT:g} seconds")
+    return found
+
+
+def _takes_list(function: Callable[..., object]) -> bool:
+    """Whether the first parameter of a function is annotated as a list.
+
+    The text of an annotation is not evaluated, because its names may exist for the type checker only.
+    """
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    annotation = first.annotation if first else None
+    if isinstance(annotation, str):
+        return annotation.startswith(("list[", "List["))
+    return typing.get_origin(annotation) is list
+
+
+def target(name: str, *, group: int | None = None, group_wait: float = 0.0) -> Callable[[Coroutine], PythonTarget]:
     """Make a coroutine function the target of the routes of the kind ``workflow`` that have this name.
 
     ```python
@@ -59,22 +127,31 @@ def target(name: str) -> Callable[[Coroutine], PythonTarget]:
     Unavailable otherwise. An exception that means that the target cannot be reached, for example a ConnectionError,
     counts as Unavailable, and every other one as Failed. The result of the function is ignored.
 
+    A function whose parameter is a ``list[Delivery]`` is called with a group: the deliveries of one route that are
+    ready at the same time. It returns None, or a dict with the deliveries that failed as keys and their exceptions as
+    values. If it raises, each delivery of the group is passed to it in a call of its own, as a list with one element.
+
     Args:
         name: ``target_ref`` of the routes that deliver to it.
+        group: Most deliveries of a group, 2 to 1000; None: 100.
+        group_wait: Longest time for which a call waits for a full group, 0 to 10 seconds. Default: it does not wait.
 
     Returns:
         The decorator. It makes a PythonTarget of the function, which can still be called, with ``await``.
 
     Raises:
-        TypeError: The decorated object is not a coroutine function.
+        TypeError: The decorated object is not a coroutine function; or an option for groups is set, and the parameter
+            of the function is not annotated as a list.
+        ValueError: An option is out of range.
     """
 
     def decorate(function: Coroutine) -> PythonTarget:
-        if not inspect.iscoroutinefunction(function):
+        checked: Any = function
+        if not inspect.iscoroutinefunction(checked):
             raise TypeError(
                 f"{getattr(function, '__qualname__', function)} is not a coroutine function: define it with async def"
             )
-        return PythonTarget(name, function)
+        return PythonTarget(name, function, group_of(function, _takes_list(function), group, group_wait), group_wait)
 
     return decorate
 
@@ -88,7 +165,7 @@ class ReportedTarget(PythonTarget):
     """
 
     def __init__(self, inner: PythonTarget, report: Callable[[Delivery, BaseException], None]) -> None:
-        super().__init__(inner.name, inner.function)
+        super().__init__(inner.name, inner.function, inner.group, inner.group_wait)
         self._inner, self._report = inner, report
 
     async def deliver(self, delivery: Delivery, /) -> None:
@@ -98,6 +175,13 @@ class ReportedTarget(PythonTarget):
         except (Exception, SystemExit) as error:
             self._report(delivery, error)
             raise
+
+    async def deliver_group(self, deliveries: Sequence[Delivery], /) -> Mapping[Delivery, BaseException]:
+        """Deliver, and report the failed deliveries. If the group fails as a whole, its deliveries are called alone."""
+        failures = await self._inner.deliver_group(deliveries)
+        for delivery, error in failures.items():
+            self._report(delivery, error)
+        return failures
 
 
 def load(app: str, *, required: bool = True) -> list[PythonTarget]:
