@@ -13,7 +13,7 @@ import pytest
 from cli.command import environment, execute, on_one_server, rows
 from clusters import place
 from iu_listen.testing.databases import Databases
-from iu_listen.testing.outbox import Outbox
+from iu_listen.testing.outbox import Outbox, explain
 
 SHOP = """
 from dataclasses import dataclass
@@ -165,7 +165,7 @@ def test_a_test_of_an_application(tmp_path: Path):
 )
 def test_a_missing_setting_is_named(text, says):
     """Without handlers no event type is registered, and the report of a test names the missing setting."""
-    explained = Outbox("postgresql://").explain(text)
+    explained = explain(Outbox("postgresql://"), text)
     assert says in explained
     assert bool(says) == bool(explained)
 

@@ -175,24 +175,6 @@ class Outbox:
             for row in rows
         ]  # fmt: skip
 
-    def explain(self, text: str) -> str:
-        """The reason why the type of an event is not registered in this database; empty: the text names no such type.
-
-        Args:
-            text: The text of an exception of a test.
-        """
-        found = re.search(r"event type (\S+) is not registered and active", text)
-        if not found:
-            return ""
-        types = {handler.event_type for handler in self._handlers if isinstance(handler, Handler)}
-        if not types:
-            return (
-                "The database of a test has the event types of the handlers, and there is no handler: iu_listen_app in "
-                "the configuration of pytest names their module (docs/how-to/test.md)."
-            )
-        known = ", ".join(nearest(found[1], types))
-        return f"No handler has the event type {found[1]}. Event types of the handlers: {known}."
-
     def _report(self, delivery: Delivery, error: BaseException) -> None:
         """Print why an attempt failed, and keep it for assertions."""
         text = user_traceback(error)
@@ -268,6 +250,26 @@ class Outbox:
     async def _session(self) -> AsyncIterator[Connection]:
         async with session(self.dsn, name="iu-listen testing") as connection:
             yield connection
+
+
+def explain(outbox: Outbox, text: str) -> str:
+    """The reason why the type of an event is not registered in the database of a test; empty: the text names no type.
+
+    Args:
+        outbox: The outbox of the test.
+        text: The text of an exception of the test.
+    """
+    found = re.search(r"event type (\S+) is not registered and active", text)
+    if not found:
+        return ""
+    types = {handler.event_type for handler in outbox._handlers if isinstance(handler, Handler)}  # noqa: SLF001 its own module
+    if not types:
+        return (
+            "The database of a test has the event types of the handlers, and there is no handler: iu_listen_app in the "
+            "configuration of pytest names their module (docs/how-to/test.md)."
+        )
+    known = ", ".join(nearest(found[1], types))
+    return f"No handler has the event type {found[1]}. Event types of the handlers: {known}."
 
 
 async def prepare(dsn: str, handlers: Iterable[PythonTarget]) -> None:

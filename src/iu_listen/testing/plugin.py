@@ -30,9 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
     """Explain an event type that is not registered in the database of the test, in a section of the report."""
     report = yield
-    explain = getattr(getattr(item, "funcargs", {}).get("iu_outbox"), "explain", None)
-    if explain and call.excinfo and (why := explain(str(call.excinfo.value))):
-        report.sections.append(("iu-listen", why))
+    outbox = getattr(item, "funcargs", {}).get("iu_outbox")
+    if outbox is not None and call.excinfo:
+        from iu_listen.testing.outbox import Outbox, explain  # noqa: PLC0415
+
+        if isinstance(outbox, Outbox) and (why := explain(outbox, str(call.excinfo.value))):
+            report.sections.append(("iu-listen", why))
     return report
 
 
