@@ -9,15 +9,15 @@ import sys
 import pytest
 
 from cli.command import environment, on_one_server, seen
-from cli.fork_server import READ_BY_IMPORTS, READ_LATE, born, may_be_born
+from cli.fork_server import IMPORTED, READ_BY_IMPORTS, READ_LATE, born, may_be_born
 
 NOWHERE = "postgresql://nobody:secret@127.0.0.1:1/nowhere"
 #: A program that records the environment variables that imports read, and the number of threads that they start.
-WATCH = """
-import json, os, threading
+WATCH = f"""
+import importlib, json, os, threading
 seen, look = set(), type(os.environ).__getitem__
 type(os.environ).__getitem__ = lambda self, name: seen.add(name) or look(self, name)
-import iu_listen.cli
+for module in {IMPORTED}: importlib.import_module(module)
 print(json.dumps([sorted(seen), threading.active_count()]))
 """
 
