@@ -249,11 +249,29 @@ def test_verify_names_a_broken_adoption(neutral, change, problem):
     ok("adopt", "--table", table, "--yes", dsn=neutral)
     ok("verify", dsn=neutral)
     execute(neutral, change)
-    (listed,) = ok("adopt", "--json", dsn=neutral).json
-    assert problem in listed["problem"]
+    done = run("adopt", "--json", dsn=neutral)
+    assert (done.code, problem in done.json[0]["problem"]) == (1, True)
     refused(1, "shop.outbox", problem)("verify", dsn=neutral)
+    refused(1, "adopted table", problem)("doctor", dsn=neutral)
     ok("adopt", "--table", table, "--remove", "--yes", dsn=neutral)
     ok("verify", dsn=neutral)
+
+
+def test_a_package_with_adopted_tables_is_not_removed(neutral):
+    """rollback refuses while a table is adopted, because without the package every INSERT into it would fail."""
+    table = shop(neutral)
+    ok("adopt", "--table", table, "--yes", dsn=neutral)
+    refused(1, "adopted tables: shop.outbox", "--remove")("rollback", "--yes", dsn=neutral)
+    execute(neutral, TABLES["debezium"][1])
+    ok("adopt", "--table", table, "--remove", "--yes", dsn=neutral)
+
+
+def test_a_preset_with_another_column(neutral):
+    """A preset is recognized although one of its columns has another name, if that field is mapped."""
+    table = shop(neutral)
+    execute(neutral, "alter table shop.outbox rename column payload to body")
+    ok("adopt", "--table", table, "--map", "payload=body", "--yes", dsn=neutral)
+    assert "aggregateid" in ok("adopt", "--json", dsn=neutral).json[0]["fields"]
 
 
 def test_adoption_does_not_wait_behind_a_long_transaction(neutral):

@@ -175,6 +175,8 @@ def test_forbidden_keys_of_payloads(neutral, live, tmp_path):
         execute(neutral, event)
     assert 'forbidden_keys = ["token", "password"]' in run("config", "show", dsn=neutral).out
     assert apply("[types.t]").code == 0
+    path.write_text("[types.u]")
+    refused(1, "iu-listen config plan")("config", "apply", "--file", str(path), dsn=neutral)
     assert value(neutral, "select value from dot_config where key like '%forbidden%'") == "token,password"
     assert apply("[payload]\nforbidden_keys = []").code == 0
     execute(neutral, event)

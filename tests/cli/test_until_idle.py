@@ -54,6 +54,26 @@ def test_a_mistyped_variable_is_named(live):
     assert (done.code, "canary" in done.err + findings.out) == (0, False)
 
 
+def test_handlers_without_a_route_are_named(neutral, tmp_path):
+    """run warns of handlers to which no route delivers, and names the command that adds the routes.
+
+    Fails when: their events pass them by, and nothing says so.
+    """
+    (tmp_path / "billing.py").write_text("from iu_listen import on\n\n@on('paid')\ndef book(delivery): ...\n")
+    env = {"PYTHONPATH": str(tmp_path)}
+
+    def warned() -> list[tuple[list[str], str]]:
+        done = run("run", "--app", "billing", "--until-idle", "--log-format", "json", dsn=neutral, env=env)
+        lines = [json.loads(line) for line in done.err.splitlines()]
+        return [(line["handlers"], line["hint"]) for line in lines if "without a route" in line["event"]]
+
+    assert run("gate", "open", "worker", dsn=neutral).code == 0
+    assert run("gate", "open", "delivery", dsn=neutral).code == 0
+    assert warned() == [(["paid.book"], "iu-listen route sync --app billing")]
+    assert run("route", "sync", "--app", "billing", "--yes", dsn=neutral, env=env).code == 0
+    assert warned() == []
+
+
 def test_deliveries_are_settled_and_retries_are_left(live):
     """drained() waits for deliveries that can begin, and leaves one that waits for its retry.
 

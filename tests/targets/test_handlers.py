@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import re
 import threading
 from decimal import Decimal
 from typing import Any, TypedDict
@@ -98,13 +99,13 @@ async def test_a_function_without_async_runs_in_a_thread_within_the_context():
     [
         ('{"total": 5}', "missing keys: line"),
         ('{"total": "5", "line": {"sku": "a"}}', "total must be float, not str"),
-        ('{"total": 5, "line": {"sku": 1}}', "sku must be str, not int"),
+        ('{"total": 5, "line": {"sku": 1}}', "line.sku must be str, not int"),
         (
             '{"total": 5, "line": {"sku": "a"}, "secret": "canary"}',
             "unknown keys: secret (to leave them out: @on(..., unknown='ignore'))",
         ),
-        ("[1]", "it is not an object"),
-        ("5", "it is not an object"),
+        ("[1]", "the payload must be an object, not list"),
+        ("5", "the payload must be an object, not int"),
     ],
 )
 async def test_a_payload_that_does_not_fit_is_rejected(payload, says):
@@ -195,8 +196,19 @@ async def test_texts_of_dates_and_decimals_are_read():
     await handler.deliver(sent(payload_json("invoice_issued", none)))
     assert seen == [invoice, none]
     wrong = json.loads(payload_json("invoice_issued", invoice)) | {"due": "canary"}
-    with pytest.raises(Reject, match="due must be date, and its text is none"):
+    with pytest.raises(Reject, match="due must be date, as in '2026-12-24'"):
         await handler.deliver(sent(json.dumps(wrong)))
+    for change, says in (
+        ({"amount": 1.5}, "amount must be Decimal, as in '12.50', not float"),
+        ({"lines": [{"sku": "a"}, {"sku": 1}]}, "lines[1].sku must be str, not int"),
+        ({"lines": ["a"]}, "lines[0] must be an object, not str"),
+        ({"lines": [{}]}, "missing keys of lines[0]: sku"),
+        ({"lines": [{"sku": "a", "x": 1}]}, "unknown keys of lines[0]: x "),
+    ):
+        with pytest.raises(Reject, match=re.escape(says)):
+            await handler.deliver(sent(json.dumps(json.loads(payload_json("invoice_issued", invoice)) | change)))
+    await handler.deliver(sent(json.dumps(json.loads(payload_json("invoice_issued", invoice)) | {"amount": 3})))
+    assert seen[-1].amount == Decimal(3)
 
 
 async def test_models_with_their_own_validation():

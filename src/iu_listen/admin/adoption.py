@@ -86,7 +86,7 @@ async def plan(
             "Its types, streams and subjects are fixed; see iu-listen init.",
         )
     table = await read_table(connection, name)
-    if any(found.table == table.full_name for found in await adopted_tables(connection)):
+    if table.full_name in await adopted_names(connection):
         raise Refused(
             f"table {table.full_name} is adopted already",
             f"iu-listen adopt --table {table.full_name} --remove removes that.",
@@ -128,6 +128,12 @@ async def removal(connection: Connection, name: str) -> str:
     if full_name not in tables:
         raise ConfigurationError(f"table {full_name} is not adopted", f"Adopted tables: {', '.join(tables) or 'none'}.")
     return removal_sql(full_name, tables[full_name])
+
+
+async def adopted_names(connection: Connection) -> list[str]:
+    """Schema and name of each adopted table."""
+    found = await rows(connection, "adopt/list", TRIGGER, FUNCTION_PREFIX)
+    return [adoption.table for row in found if (adoption := Adoption.parse(row["comment"] or ""))]
 
 
 async def adopted_tables(connection: Connection) -> list[AdoptedTable]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from iu_listen.admin import dead_letters, event_types, gates
+from iu_listen.admin.adoption import adopted_tables
 from iu_listen.admin.health import blocker_phrase, schema_warning, worker_health
 from iu_listen.install.package import missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.verify import verify
@@ -48,7 +49,7 @@ async def examine(connection: Connection, worker: str) -> list[Finding]:
         return found
     checks: tuple[Callable[[Connection, str], Awaitable[Finding | list[Finding]]], ...] = (
         _gates, _delivery, _dead_letters, _history, _policies, _site, _health, _completeness, _traces, _retention,
-        _verification, _path, _lease, _queue, _emits,
+        _verification, _path, _lease, _queue, _emits, _adopted,
     )  # fmt: skip
     for check in checks:
         try:
@@ -257,6 +258,16 @@ async def _emits(connection: Connection, worker: str) -> Finding:  # noqa: ARG00
         hint = "Register the type, or correct the producer; then: iu-listen event-type refused --reset"
         return Finding("warn", "refused events", f"{words} refused", hint)
     return Finding("ok", "refused events", "none")
+
+
+async def _adopted(connection: Connection, worker: str) -> list[Finding]:  # noqa: ARG001
+    """One finding for each adopted table; none if there is none."""
+    return [
+        Finding("fail", "adopted table", f"{table.table}: {table.problem}", "docs/how-to/adopt.md#check-and-end-it")
+        if table.problem
+        else Finding("ok", "adopted table", table.table)
+        for table in await adopted_tables(connection)
+    ]
 
 
 #: For each kind of blocker (v_iu_blocker): severity, title and hint of the finding, and the text if there is none.

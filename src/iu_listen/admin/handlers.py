@@ -11,6 +11,7 @@ from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.postgres.queries import rows
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.handlers import Handler
+from iu_listen.targets.python import PythonTarget
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,12 @@ async def add_parts(connection: Connection, parts: MissingParts) -> None:
         await event_types.add_type(connection, name)
     for code, event_type in parts.routes:
         await routes.add_route(connection, code, event_type=event_type, target=code)
+
+
+async def without_route(connection: Connection, functions: Iterable[PythonTarget]) -> list[str]:
+    """The names of the handlers to which no route delivers."""
+    reached = {r["target_ref"] for r in await rows(connection, "list_routes", None)}
+    return [f.name for f in functions if isinstance(f, Handler) and f.name not in reached]
 
 
 async def undeclared_routes(connection: Connection, names: Collection[str]) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Final
 
@@ -62,7 +62,7 @@ Exit codes: 0 success; 1 check failed or request refused; 2 wrong usage or confi
 4 answer could not be written; 70 internal error."""
 
 #: The groups of the list of commands, in its order, which is that of a first use.
-GROUPS: Final = {
+GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "Try it out": ("dev", "emit", "attempts", "trace", "demo", "up"),
     "Set up a database": ("init", "apply", "verify", "probe", "sql", "rollback"),
     "Define what is delivered": ("event-type", "route", "gate", "worker", "config", "adopt"),

@@ -54,6 +54,7 @@ def adopt(
 
     A trigger is created on the table; the application is not changed. The rows that exist already are not copied.
     New types are registered when their first event comes; a type that event-type remove made inactive is skipped.
+    The list exits with 1 if a table has a problem.
     """
 
     async def run() -> tuple[dict[str, Any], str]:
@@ -83,7 +84,7 @@ def adopt(
         _print_list(answer["adopted"])
     else:
         _print_change(answer, statements, plan=plan)
-    return 0
+    return int(any(row["problem"] for row in answer.get("adopted", ())))
 
 
 def _print_list(adopted: list[dict[str, str]]) -> None:

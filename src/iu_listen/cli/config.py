@@ -92,7 +92,9 @@ def _run(wanted: ConfigFile, options: ConnectionOptions | None, *, plan: bool, y
                 output.line("The database is as the file says.")
             if found and not plan:
                 await requirements.require_primary(connection)
-                require_confirmation(f"Make {output.plural(len(found), 'change')}?", yes=yes)
+                require_confirmation(
+                    f"Make {output.plural(len(found), 'change')}?", yes=yes, plan="iu-listen config plan"
+                )
                 await apply_changes(connection, found)
                 if not machine:
                     output.line(f"{output.plural(len(found), 'change')} made.")

@@ -326,6 +326,11 @@ def rollback(
             applied = list(reversed(package.to_roll_back))
             if not applied:
                 raise ConfigurationError("no file of the package is applied", "iu-listen apply --plan shows the state.")
+            if adopted := await adoption.adopted_names(connection):
+                raise Refused(
+                    f"adopted tables: {', '.join(adopted)}; without the package every INSERT into them would fail",
+                    f"End the adoption first: iu-listen adopt --table {adopted[0]} --remove",
+                )
             if plan or not yes:
                 if options and options.json:
                     output.as_json({"would_roll_back": [m.name for m in applied]})

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.admin import gates
+from iu_listen.admin import gates, handlers
 from iu_listen.app import serve
 from iu_listen.cli import output
 from iu_listen.cli.context import CommandContext, ConnectionOptions, open_context
@@ -26,7 +26,12 @@ from iu_listen.postgres.session import session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import PythonTarget, load
 from iu_listen.telemetry.live_spans import span_observer
-from iu_listen.telemetry.logs import LogObserver, configure, log_unknown_variables
+from iu_listen.telemetry.logs import (
+    LogObserver,
+    configure,
+    log_handlers_without_route,
+    log_unknown_variables,
+)
 from iu_listen.telemetry.metrics import metric_observer
 from iu_listen.telemetry.otlp.factory import create_collector
 from iu_listen.telemetry.sdk_exporters import samples_all
@@ -112,6 +117,9 @@ async def _check_then_serve(
     context: CommandContext, exit_timer: ExitTimer, until_idle: bool, functions: Sequence[PythonTarget] | None
 ) -> None:
     """Check the preconditions, then serve. An error of a check ends the process; later errors lead to retries."""
+    app = context.settings.app
+    if functions is None:
+        functions = load(app) if app else ()
     async with context.session() as connection:
         await requirements.require_primary(connection)
         await requirements.require_package(connection)
@@ -122,8 +130,7 @@ async def _check_then_serve(
                 f"Open it first: iu-listen gate open {closed[0]}",
             )
         target = (await queries.rows(connection, "target"))[0]
-    if functions is None:
-        functions = load(context.settings.app) if context.settings.app else ()
+        log_handlers_without_route(await handlers.without_route(connection, functions), app or "MODULE")
     targets = Targets(
         functions, os.environ, secrets=context.settings.secrets, allow_private=context.settings.allow_private
     )

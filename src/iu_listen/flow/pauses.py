@@ -28,7 +28,9 @@ class PauseReporter:
         if paused_by == route.last_reported:
             return
         if paused_by:
-            self._observer.observe(RoutePaused(self._worker, route.code, paused_by, why, route.hint))
+            # The hint of the route is about its target.
+            hint = route.hint if paused_by == "no_target" else ""
+            self._observer.observe(RoutePaused(self._worker, route.code, paused_by, why, hint))
         else:
             self._observer.observe(RouteResumed(self._worker, route.code, route.last_reported))
         route.last_reported = paused_by

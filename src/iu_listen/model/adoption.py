@@ -164,7 +164,7 @@ def plan_adoption(table: Table, preset: str | None, maps: Mapping[str, str], dom
         if field not in FIELDS:
             raise ConfigurationError(f"there is no field {field}" + _nearest(field, FIELDS), _fields_hint())
     if preset is None and not set(REQUIRED) <= set(maps):
-        preset = _fitting_preset(table)
+        preset = _fitting_preset(table, maps)
     if preset is not None and preset not in PRESETS:
         raise ConfigurationError(
             f"there is no preset {preset}" + _nearest(preset, PRESETS), f"The presets are {', '.join(PRESETS)}."
@@ -192,9 +192,11 @@ def _usable_fields(table: Table, preset: str) -> Mapping[str, str]:
     }
 
 
-def _fitting_preset(table: Table) -> str:
+def _fitting_preset(table: Table, maps: Mapping[str, str]) -> str:
+    """The first preset whose columns the table has, apart from the fields that are mapped otherwise."""
     for preset in PRESETS:
-        needed = {c for columns in _usable_fields(table, preset).values() for c in columns.split(",")}
+        fields = _usable_fields(table, preset)
+        needed = {c for field, columns in fields.items() if field not in maps for c in columns.split(",")}
         if needed <= set(table.columns):
             return preset
     raise ConfigurationError(

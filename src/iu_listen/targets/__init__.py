@@ -94,7 +94,8 @@ class Targets:
             known = ", ".join(sorted(self._functions)) or "none"
             raise ConfigurationError(
                 f"there is no target with the name {name} (known: {known})",
-                "Give the module of the target: iu-listen run --app MODULE",
+                "Give the module of the target: iu-listen run --app MODULE. A renamed function keeps its route by "
+                f"@on(..., name='{name}').",
             ) from None
 
     async def aclose(self) -> None:

@@ -23,9 +23,13 @@ from iu_listen.targets.python import PythonTarget, failures_of, group_of
 #: Failure code of a payload that does not fit the type of the handler.
 INVALID_PAYLOAD: Final = "invalid_payload"
 #: The types that JSON does not have, each with the function that reads its text.
-_FROM_TEXT: Final[dict[Any, Callable[[str], Any]]] = {
-    date: date.fromisoformat, datetime: datetime.fromisoformat, time: time.fromisoformat, Decimal: Decimal, UUID: UUID,
-}  # fmt: skip
+_FROM_TEXT: Final[dict[Any, tuple[Callable[[str], Any], str]]] = {
+    date: (date.fromisoformat, "2026-12-24"),
+    datetime: (datetime.fromisoformat, "2026-12-24T18:00:00+00:00"),
+    time: (time.fromisoformat, "18:00:00"),
+    Decimal: (Decimal, "12.50"),
+    UUID: (UUID, "6f1b3a9e-8c55-4d3e-9f5c-2f0d3c1b7a90"),
+}
 Exceptions = tuple[type[BaseException], ...]
 #: A function of an application: of a Delivery, or of a payload, or of a payload and a Delivery; or of lists of them.
 Function = Callable[..., object]
@@ -254,41 +258,54 @@ def _converter(payload_type: Any, unknown: UnknownKeys) -> Convert:
     raise TypeError(f"{payload_type} is no dataclass and no model of pydantic or msgspec, and not dict")
 
 
-def _value(key: str, wanted: Any, unknown: UnknownKeys, value: Any) -> Any:
+def _value(path: str, wanted: Any, unknown: UnknownKeys, value: Any) -> Any:
     """A value of a payload as the type of a field; the texts that emit() writes for dates and decimals are read."""
     origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         others = [one for one in arguments if one is not type(None)]
         if value is None and len(others) < len(arguments):
             return None
-        return _value(key, others[0], unknown, value) if len(others) == 1 else value
+        return _value(path, others[0], unknown, value) if len(others) == 1 else value
     if origin is list and isinstance(value, list) and arguments:
-        return [_value(key, arguments[0], unknown, one) for one in value]
+        return [_value(f"{path}[{number}]", arguments[0], unknown, one) for number, one in enumerate(value)]
     wanted = origin or wanted
     if dataclasses.is_dataclass(wanted):
-        return _dataclass(wanted, unknown, value)
+        return _dataclass(wanted, unknown, value, path)
     if wanted in _FROM_TEXT and isinstance(value, str):
+        read, example = _FROM_TEXT[wanted]
         try:
-            return _FROM_TEXT[wanted](value)
+            return read(value)
         except (ValueError, ArithmeticError) as error:
-            raise _Misfit(f"{key} must be {wanted.__name__}, and its text is none") from error
+            raise _Misfit(f"{path} must be {wanted.__name__}, as in {example!r}") from error
+    if wanted is Decimal and type(value) is int:
+        return Decimal(value)
     if isinstance(wanted, type) and not isinstance(value, (float, int) if wanted is float else wanted):
-        raise _Misfit(f"{key} must be {wanted.__name__}, not {type(value).__name__}")
+        example = f", as in {_FROM_TEXT[wanted][1]!r}" if wanted in _FROM_TEXT else ""
+        raise _Misfit(f"{path} must be {wanted.__name__}{example}, not {type(value).__name__}")
     return value
 
 
-def _dataclass(payload_type: Any, unknown: UnknownKeys, data: Any) -> Any:
-    """An object of a dataclass; nested dataclasses, and lists of them, are built, too."""
+def _dataclass(payload_type: Any, unknown: UnknownKeys, data: Any, path: str = "") -> Any:
+    """An object of a dataclass; nested dataclasses, and lists of them, are built, too.
+
+    Args:
+        payload_type: The dataclass.
+        unknown: What becomes of keys that it does not have.
+        data: The decoded payload, or a part of it.
+        path: The place of this part in the payload, for messages; empty: it is the payload.
+    """
+    of, prefix = (f" of {path}", f"{path}.") if path else ("", "")
     if not isinstance(data, dict):
-        raise _Misfit("it is not an object")
+        raise _Misfit(f"{path or 'the payload'} must be an object, not {type(data).__name__}")
     hints = typing.get_type_hints(payload_type)
     if unknown == "reject" and (others := data.keys() - hints.keys()):
-        raise _Misfit(f"unknown keys: {', '.join(sorted(others))} (to leave them out: @on(..., unknown='ignore'))")
-    values = {key: _value(key, hints[key], unknown, value) for key, value in data.items() if key in hints}
+        names = ", ".join(sorted(others))
+        raise _Misfit(f"unknown keys{of}: {names} (to leave them out: @on(..., unknown='ignore'))")
+    values = {key: _value(prefix + key, hints[key], unknown, value) for key, value in data.items() if key in hints}
     required = [
         f.name for f in dataclasses.fields(payload_type)
         if f.init and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]  # fmt: skip
     if missing := [name for name in required if name not in values]:
-        raise _Misfit(f"missing keys: {', '.join(missing)}")
+        raise _Misfit(f"missing keys{of}: {', '.join(missing)}")
     return payload_type(**values)

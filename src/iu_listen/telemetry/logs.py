@@ -110,6 +110,14 @@ def log_unknown_variables(unknown: Mapping[str, str]) -> None:
         structlog.get_logger().warning("unknown environment variable: it has no effect", variable=name, hint=hint)
 
 
+def log_handlers_without_route(names: Sequence[str], app: str) -> None:
+    """Warn of handlers that get no event, because no route delivers to them."""
+    if names:
+        structlog.get_logger().warning(
+            "handlers without a route get no events", handlers=list(names), hint=f"iu-listen route sync --app {app}"
+        )
+
+
 def log_running_threads(threads: Sequence[str]) -> None:
     """Log that the process ends although threads, or a task (if ``threads`` is empty), are still running."""
     structlog.get_logger().warning(
