@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -174,7 +174,9 @@ class Project:
         """End the shell, and every process that a command has left."""
         left = psutil.Process(self._shell.pid).children(recursive=True)
         for process in [*left, self._shell]:
-            process.kill()
+            # A process may end by itself between the two lines.
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._shell.communicate()
 
 
