@@ -58,9 +58,10 @@ async def add_parts(connection: Connection, parts: MissingParts) -> None:
 
 
 async def without_route(connection: Connection, functions: Iterable[PythonTarget]) -> list[str]:
-    """The names of the handlers to which no route delivers."""
-    reached = {r["target_ref"] for r in await rows(connection, "list_routes", None)}
-    return [f.name for f in functions if isinstance(f, Handler) and f.name not in reached]
+    """The names of the handlers to which no route delivers. Without a handler nothing is read."""
+    names = [f.name for f in functions if isinstance(f, Handler)]
+    reached = {r["target_ref"] for r in await rows(connection, "list_routes", None)} if names else set()
+    return [name for name in names if name not in reached]
 
 
 async def undeclared_routes(connection: Connection, names: Collection[str]) -> list[str]:
