@@ -219,6 +219,13 @@ class Tree:
 # -- databases ---------------------------------------------------------------------------------------------------
 
 
+def ok(*args: str, dsn: str) -> Done:
+    """Run one command, which must succeed."""
+    done = run(*args, dsn=dsn)
+    assert done.code == 0, done.out + done.err
+    return done
+
+
 def execute(dsn: str, script: str) -> None:
     """Execute an SQL script."""
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from uuid import UUID
 
-import asyncpg
 import pytest
 
-from cli.command import Done, execute, on_one_server, portrait, refused, rows, run, value
-from support import connected
+from cli.command import execute, ok, on_one_server, portrait, refused, rows, run, value
+from support import connected, wait_until
 
 pytestmark = on_one_server
 
@@ -57,12 +56,6 @@ EXPECTED = {
     "eventsourcing": ("shop.domain-Order.Created", None, ID, f"shop.outbox/{ID}.7", '{"total": 5}', ""),
     "plain": ("order_placed", None, None, "shop.outbox/1", '{"total": 5}', ""),
 }
-
-
-def ok(*args: str, dsn: str) -> Done:
-    done = run(*args, dsn=dsn)
-    assert done.code == 0, done.out + done.err
-    return done
 
 
 def shop(dsn: str, preset: str = "debezium") -> str:
@@ -280,6 +273,7 @@ def test_adoption_does_not_wait_behind_a_long_transaction(neutral):
     Fails when: the trigger is created with the lock timeout of the session.
     """
     shop(neutral)
+    waiting = "select exists (select from pg_locks where not granted and relation = 'shop.outbox'::regclass)"
 
     async def go() -> None:
         async with connected(neutral) as writer, connected(neutral) as other:
@@ -288,13 +282,8 @@ def test_adoption_does_not_wait_behind_a_long_transaction(neutral):
                 command = asyncio.create_task(
                     asyncio.to_thread(run, "adopt", "--table", "shop.outbox", "--yes", dsn=neutral)
                 )
-                await until_waiting(other)
+                await wait_until(lambda: other.fetchval(waiting), "adopt waits for the table")
                 await asyncio.wait_for(other.execute(TABLES["debezium"][1].replace("0001'", "0002'")), 5)
             assert (await command).code == 0
-
-    async def until_waiting(connection: asyncpg.Connection) -> None:
-        waiting = "select exists (select from pg_locks where not granted and relation = 'shop.outbox'::regclass)"
-        while not await connection.fetchval(waiting):
-            await asyncio.sleep(0.01)
 
     asyncio.run(go())

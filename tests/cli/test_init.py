@@ -6,16 +6,10 @@ import re
 
 import pytest
 
-from cli.command import Done, execute, on_one_server, portrait, refused, run, value
+from cli.command import execute, ok, on_one_server, portrait, refused, run, value
 from iu_listen.admin.routes import parse_target
 
 pytestmark = on_one_server
-
-
-def ok(*args: str, dsn: str) -> Done:
-    done = run(*args, dsn=dsn)
-    assert done.code == 0, done.out + done.err
-    return done
 
 
 def test_init_makes_an_inert_outbox_without_tables_of_iu_core(neutral):

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cli.command import Done, execute, on_one_server, portrait, refused, run, running, seen, value
+from cli.command import execute, ok, on_one_server, portrait, refused, running, seen, value
 
 pytestmark = on_one_server
-
-
-def ok(*args: str, dsn: str) -> Done:
-    done = run(*args, dsn=dsn)
-    assert done.code == 0, done.out + done.err
-    return done
 
 
 def test_a_worker_of_another_domain_routes_its_events(live):

@@ -166,7 +166,7 @@ async def exiting(_: object) -> None:
 
 
 async def cancelled(_: object) -> None:
-    """Raise a cancellation that nobody requested."""
+    """Raise a CancelledError, although no cancellation was requested."""
     raise asyncio.CancelledError
 
 

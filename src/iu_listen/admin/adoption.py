@@ -16,14 +16,17 @@ from iu_listen.model.adoption import (
     Adoption,
     Column,
     Table,
+    is_constant,
     plan_adoption,
 )
 from iu_listen.model.errors import ConfigurationError, Refused
-from iu_listen.postgres.queries import rows, value
-from iu_listen.postgres.session import Connection, translate_driver_errors
+from iu_listen.postgres.queries import Row, rows, value
+from iu_listen.postgres.session import Connection
 
 #: The kinds of relations that can have the trigger: tables and partitioned tables.
 _TABLE_KINDS: Final = ("r", "p")
+#: The parameters of adopt/list.
+_NAMES: Final = (TRIGGER, FUNCTION_PREFIX)
 _STATES: Final = {"D": "disabled", "R": "enabled for replication only"}
 
 
@@ -55,7 +58,7 @@ async def read_table(connection: Connection, name: str) -> Table:
         ConfigurationError: There is no such table.
         Refused: It is the outbox itself, or not a table.
     """
-    full_name = name if "." in name else f"public.{name}"
+    full_name = _with_schema(name)
     found = await rows(connection, "adopt/table", full_name)
     if not found:
         raise ConfigurationError(f"there is no table {full_name}", "Give schema and name: --table public.outbox")
@@ -118,13 +121,10 @@ async def removal(connection: Connection, name: str) -> str:
     Raises:
         ConfigurationError: No such table is adopted.
     """
-    full_name = name if "." in name else f"public.{name}"
+    full_name = _with_schema(name)
     if found := await rows(connection, "adopt/table", full_name):
         full_name = f"{found[0]['schema']}.{found[0]['name']}"
-    tables = {}
-    for row in await rows(connection, "adopt/list", TRIGGER, FUNCTION_PREFIX):
-        if adoption := Adoption.parse(row["comment"] or ""):
-            tables[adoption.table] = row["trigger_table"]
+    tables = {adoption.table: row["trigger_table"] for adoption, row in await _adoptions(connection)}
     if full_name not in tables:
         raise ConfigurationError(f"table {full_name} is not adopted", f"Adopted tables: {', '.join(tables) or 'none'}.")
     return removal_sql(full_name, tables[full_name])
@@ -132,17 +132,13 @@ async def removal(connection: Connection, name: str) -> str:
 
 async def adopted_names(connection: Connection) -> list[str]:
     """Schema and name of each adopted table."""
-    found = await rows(connection, "adopt/list", TRIGGER, FUNCTION_PREFIX)
-    return [adoption.table for row in found if (adoption := Adoption.parse(row["comment"] or ""))]
+    return [adoption.table for adoption, _ in await _adoptions(connection)]
 
 
 async def adopted_tables(connection: Connection) -> list[AdoptedTable]:
     """All adopted tables, each with its problem if there is one."""
     result = []
-    for row in await rows(connection, "adopt/list", TRIGGER, FUNCTION_PREFIX):
-        adoption = Adoption.parse(row["comment"] or "")
-        if adoption is None:
-            continue
+    for adoption, row in await _adoptions(connection):
         fields = ", ".join(f"{field}={','.join(columns)}" for field, columns in adoption.fields.items())
         problem = await _problem(connection, adoption, row)
         result.append(AdoptedTable(adoption.table, adoption.domain, fields, problem))
@@ -157,18 +153,27 @@ async def checks(connection: Connection) -> list[Check]:
     ]
 
 
-async def _problem(connection: Connection, adoption: Adoption, row: dict[str, str | None]) -> str:
+async def _adoptions(connection: Connection) -> list[tuple[Adoption, Row]]:
+    """The mapping of each trigger function that adopt() created, with its row of adopt/list."""
+    found = [(Adoption.parse(row["comment"] or ""), row) for row in await rows(connection, "adopt/list", *_NAMES)]
+    return [(adoption, row) for adoption, row in found if adoption]
+
+
+def _with_schema(name: str) -> str:
+    return name if "." in name else f"public.{name}"
+
+
+async def _problem(connection: Connection, adoption: Adoption, row: Row) -> str:
     if row["trigger_table"] is None:
         return "its trigger is missing"
-    if state := _STATES.get(row["enabled"] or ""):
+    if state := _STATES.get(row["enabled"]):
         return f"its trigger is {state}"
-    with translate_driver_errors():
-        table = await read_table(connection, row["trigger_table"])
+    table = await read_table(connection, row["trigger_table"])
     if table.full_name != adoption.table:
         return f"the table is {table.full_name} now"
-    used = [name for columns in adoption.fields.values() for name in columns if not name.startswith("'")]
+    used = [name for columns in adoption.fields.values() for name in columns if not is_constant(name)]
     if gone := [name for name in used if name not in table.columns]:
         return f"column {gone[0]} does not exist any more, so every INSERT fails"
-    if (row["source"] or "") not in trigger_sql(adoption, table):
+    if row["source"] not in trigger_sql(adoption, table):
         return "its function differs from the mapping"
     return ""

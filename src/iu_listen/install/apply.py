@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 import anyio
 
-from iu_listen.install.migrate import apply_files, is_lock_timeout, roll_back_files
+from iu_listen.install.migrate import apply_files, is_lock_conflict, roll_back_files
 from iu_listen.install.package import Package, added, package_state
 from iu_listen.install.preflight import PreflightResult
 from iu_listen.install.probe import run_probe
@@ -96,7 +96,7 @@ async def apply_durably(
     except Refused as error:
         # If only a lock was missing, or the probe could not run, the applied files stay: numbering and indexing a
         # large outbox again would take long.
-        keep = preflight.probe_last and (isinstance(error, ProbeNotRun) or is_lock_timeout(error))
+        keep = preflight.probe_last and (isinstance(error, ProbeNotRun) or is_lock_conflict(error))
         state = await _applied_state(connection) if keep else await _roll_back_run(connection, before)
         raise Refused(error.message, f"{state} {error.hint}".strip(), error.sqlstate) from error
     after = await package_state(connection)

@@ -159,12 +159,12 @@ async def retry_on_lock_timeout(
                 await work()
             return
         except Refused as error:
-            if not left or not is_lock_timeout(error):
+            if not left or not is_lock_conflict(error):
                 raise
             await anyio.sleep(0.2)
 
 
-def is_lock_timeout(error: Refused) -> bool:
+def is_lock_conflict(error: Refused) -> bool:
     """Whether the server refused a statement because of a lock of another session: lock_timeout, or a deadlock."""
     return isinstance(error.__cause__, asyncpg.LockNotAvailableError | asyncpg.DeadlockDetectedError)
 
