@@ -44,15 +44,15 @@ def test_dead_letter_replay(live, letter):
     """--plan previews a replay; the replay routes again under the same key, resolves, and is not done twice."""
     dsn, id = live.dsn, str(letter["id"])
     before = portrait(dsn)
-    (plan,) = run("dead-letter", "replay", id, "--plan", "--json", dsn=dsn).json
+    (plan,) = run("dead-letter", "replay", id, "--without-delivery", "--plan", "--json", dsn=dsn).json
     assert (plan["id"], plan["attempt_no"], plan["would"], plan["newer_of_subject"]) == (id, 2, "dry_run", 0)
-    done = run("dead-letter", "replay", "--all", "--plan", dsn=dsn)
+    done = run("dead-letter", "replay", "--all", "--without-delivery", "--plan", dsn=dsn)
     assert done.code == 0
     assert id in done.out
     assert "nothing was changed" in done.err
     assert portrait(dsn) == before
 
-    done = run("dead-letter", "replay", id, "--actor", "ada", "--json", dsn=dsn)
+    done = run("dead-letter", "replay", id, "--without-delivery", "--actor", "ada", "--json", dsn=dsn)
     assert done.code == 0
     (answer,) = done.json
     assert (answer["status"], answer["decision"], answer["attempt_no"]) == ("replayed", "dry_run", 2)
@@ -64,10 +64,10 @@ def test_dead_letter_replay(live, letter):
     assert [(a["attempt_no"], a["status"]) for a in audit] == [(2, "dry_run"), (1, "failed")]
     assert len({a["idempotency_key"] for a in audit}) == 1
 
-    done = run("dead-letter", "replay", id, dsn=dsn)
+    done = run("dead-letter", "replay", id, "--without-delivery", dsn=dsn)
     assert done.code == 0
     assert "already_resolved" in done.out
-    assert run("dead-letter", "replay", "--all", "--json", dsn=dsn).json == []
+    assert run("dead-letter", "replay", "--all", "--without-delivery", "--json", dsn=dsn).json == []
 
 
 def test_a_replay_that_fails_again(live, letter):
@@ -75,19 +75,51 @@ def test_a_replay_that_fails_again(live, letter):
     dsn, id = live.dsn, str(letter["id"])
     run("gate", "close", "worker", dsn=dsn)
     for which in (id, "--all"):
-        refused(1, "worker_gate_closed")("dead-letter", "replay", which, dsn=dsn)
+        refused(1, "worker_gate_closed")("dead-letter", "replay", which, "--without-delivery", dsn=dsn)
         refused(1, "nothing: the worker gate is closed")("dead-letter", "replay", which, "--plan", dsn=dsn)
     run("gate", "open", "worker", dsn=dsn)
     execute(dsn, POISON)
-    refused(1, "not_replayed")("dead-letter", "replay", "--all", dsn=dsn)
+    refused(1, "not_replayed")("dead-letter", "replay", "--all", "--without-delivery", dsn=dsn)
     assert run("dead-letter", "list", "--json", dsn=dsn).json[0]["replay_count"] == 1
     execute(dsn, REMEDY)
-    assert run("dead-letter", "replay", "--all", "--route", ROUTE, dsn=dsn).code == 0
+    assert run("dead-letter", "replay", "--all", "--without-delivery", "--route", ROUTE, dsn=dsn).code == 0
 
 
 def test_a_replay_of_a_disabled_route(live, letter):
     """--plan announces that a disabled route prevents the replay, which exits with 1; the dead letter stays open."""
     run("route", "disable", ROUTE, dsn=live.dsn)
-    plan = run("dead-letter", "replay", "--all", "--plan", "--json", dsn=live.dsn).json
+    plan = run("dead-letter", "replay", "--all", "--without-delivery", "--plan", "--json", dsn=live.dsn).json
     assert plan[0]["would"] == "skipped: the route is disabled; the dead letter stays open"
-    refused(1, "not_replayed", "route_disabled")("dead-letter", "replay", "--all", dsn=live.dsn)
+    refused(1, "not_replayed", "route_disabled")("dead-letter", "replay", "--all", "--without-delivery", dsn=live.dsn)
+
+
+@pytest.mark.parametrize(
+    ("change", "decision", "would", "advice"),
+    [
+        ("select", "dry_run", "nothing: the route is a dry run", f"iu-listen route live {ROUTE}"),
+        ("delete from iu_outbound_route", "no_route", "nothing: the route does not exist", "--without-delivery"),
+    ],
+    ids=["dry run", "removed route"],
+)
+def test_a_replay_without_a_delivery_must_be_asked_for(live, letter, change, decision, would, advice):
+    """Without --without-delivery a replay that would deliver nothing leaves the dead letter open and unchanged.
+
+    Fails when: a replay resolves a dead letter whose route is a dry run or was removed, and the event is never delivered.
+    """
+    dsn, id = live.dsn, str(letter["id"])
+    execute(dsn, change)
+    before = portrait(dsn)
+    for which in (id, "--all"):
+        (plan,) = run("dead-letter", "replay", which, "--plan", "--json", dsn=dsn).json
+        assert plan["would"] == would
+        refused(1, "not_replayed", decision, advice)("dead-letter", "replay", which, dsn=dsn)
+    assert portrait(dsn) == before
+    assert run("dead-letter", "replay", "--all", "--without-delivery", dsn=dsn).code == 0
+    assert run("dead-letter", "list", "--json", dsn=dsn).json == []
+
+
+def test_the_removal_of_a_route_names_its_open_dead_letters(live, letter):
+    """`route remove` says how many open dead letters could not be delivered any more, before it asks."""
+    done = run("route", "remove", ROUTE, "--plan", dsn=live.dsn)
+    assert "The route has open dead letters: 1." in done.err
+    assert f"dead-letter replay --all --route {ROUTE}" in done.err

@@ -145,12 +145,12 @@ def test_the_newest_of_very_many_are_found_by_their_code(live):
     done = run("dead-letter", "list", "--limit", "2", dsn=live.dsn)
     assert "2 of more than 10 000" in done.err
     assert "more than 10 000" in done.out
-    done = run("dead-letter", "replay", "--all", "--failure", "new_code", "--json", dsn=live.dsn)
+    done = run("dead-letter", "replay", "--all", "--without-delivery", "--failure", "new_code", "--json", dsn=live.dsn)
     assert (done.code, done.json) == (
         0, [{"route": ROUTE, "status": "replayed", "decision": "dry_run", "count": 5}],
     )  # fmt: skip
     assert value(live.dsn, OPEN + " and failure_code = 'new_code'") == 0
-    nothing = run("dead-letter", "replay", "--all", "--failure", "new_cod", dsn=live.dsn)
+    nothing = run("dead-letter", "replay", "--all", "--without-delivery", "--failure", "new_cod", dsn=live.dsn)
     assert nothing.code == 0
     assert "No open dead letter matches" in nothing.err
 
@@ -189,7 +189,7 @@ def test_an_interrupt_leaves_the_rest_as_it_is(letters):
 
     Fails when: all of them are one transaction.
     """
-    with running("dead-letter", "replay", "--all", "--rate", "20", dsn=letters) as command:
+    with running("dead-letter", "replay", "--all", "--without-delivery", "--rate", "20", dsn=letters) as command:
         assert seen(letters, f"select ({OPEN}) < 2005")
         assert command.end(2) == 130
     assert 0 < value(letters, OPEN) < 2005
@@ -224,12 +224,12 @@ def test_progress_is_shown_on_a_terminal_only(letters):
 
     Fails when: the bar is written to a pipe, or there is none.
     """
-    assert "replaying" not in run("dead-letter", "replay", "--all", dsn=letters).err
+    assert "replaying" not in run("dead-letter", "replay", "--all", "--without-delivery", dsn=letters).err
     make(letters, 3)
     leader, follower = pty.openpty()
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "iu_listen", "dead-letter", "replay", "--all"],
+            [sys.executable, "-m", "iu_listen", "dead-letter", "replay", "--all", "--without-delivery"],
             env={"PATH": os.environ["PATH"], "TERM": "xterm", "LANG": "C.UTF-8", "IU_LISTEN_DSN": letters, "HOME": "/"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=follower, timeout=60, check=True,
         )  # fmt: skip

@@ -49,7 +49,7 @@ def _commands(dsn: str) -> list[list[str]]:
         ["delivery", "cancel", ROUTE, "--why", "x"], ["cursor", "show"], ["cursor", "reset", "--to", "now", "--plan"],
         ["cursor", "reanchor", "--plan"], ["dead-letter", "list"], ["dead-letter", "show", one],
         ["dead-letter", "replay", one, "--plan"], ["dead-letter", "replay", "--all", "--plan"],
-        ["dead-letter", "resolve", two, "--why", "x"], ["dead-letter", "replay", three],
+        ["dead-letter", "resolve", two, "--why", "x"], ["dead-letter", "replay", three, "--without-delivery"],
         ["dead-letter", "resolve", "--all", "--why", "x", "--plan"], ["dead-letter", "replay", "--all"],
         ["retention", "show"], ["retention", "set", "attempts", "--keep", "90d"], ["retention", "plan"],
         ["retention", "run", "--yes"], ["emit"],

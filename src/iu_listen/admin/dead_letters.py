@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -115,6 +116,12 @@ async def plan(connection: Connection, filter: DeadLetterFilter) -> BulkPlan:
     return BulkPlan(until=until, groups=await queries.rows(connection, "dead_letter/plan", *filter.columns, ids, until))
 
 
+async def plan_of(connection: Connection, ids: list[UUID]) -> BulkPlan:
+    """The open dead letters among these."""
+    until = await queries.value(connection, "dead_letter/now")
+    return BulkPlan(until=until, groups=await queries.rows(connection, "dead_letter/plan", *[None] * 4, ids, until))
+
+
 async def _of_subject(connection: Connection, filter: DeadLetterFilter, *, resolved: bool) -> list[UUID] | None:
     if filter.subject is None:
         return None
@@ -133,6 +140,18 @@ async def show(connection: Connection, id: UUID) -> Row:
     return found[0]
 
 
+def undelivered(group: Row) -> str | None:
+    """The decision with which a replay would resolve the dead letters of a group without a delivery.
+
+    Returns:
+        ``no_route``: the route does not exist. ``dry_run``: it is a dry run. None: the replay delivers, or the dead
+        letter stays open.
+    """
+    if group["route_enabled"] is None:
+        return "no_route"
+    return "dry_run" if group["route_enabled"] and group["route_dry_run"] else None
+
+
 async def replay_all(
     connection: Connection,
     planned: BulkPlan,
@@ -140,6 +159,8 @@ async def replay_all(
     actor: str | None,
     why: str | None,
     rate: float | None,
+    *,
+    without_delivery: bool = False,
 ) -> AsyncIterator[Row]:
     """Replay the planned dead letters in parts. Each part is one transaction, and yields its route_code and its answer.
 
@@ -150,10 +171,18 @@ async def replay_all(
         actor: Name that is recorded; None: the database user.
         why: Reason that is recorded.
         rate: Largest number of replays in a second; None: no limit.
+        without_delivery: Also replay dead letters that would be resolved without a delivery, because their route is a
+            dry run or does not exist. Else these stay open and unchanged.
     """
     limit = max(1, min(MAX_PART, int(rate))) if rate else MAX_PART
+    kept: Counter[tuple[str, str]] = Counter()
+    for group in () if without_delivery else planned.groups:
+        if decision := undelivered(group):
+            kept[group["route_code"], decision] += group["count"]
+    for (route, decision), count in kept.items():
+        yield {"route_code": route, "status": "ran", "done": count, "answers": {f"not_replayed {decision}": count}}
     # One route after the other, so that all dead letters of a part have the same route and get the same decision.
-    for route in dict.fromkeys(group["route_code"] for group in planned.groups):
+    for route in dict.fromkeys(g["route_code"] for g in planned.groups if without_delivery or not undelivered(g)):
         at: datetime | None = None
         id: UUID | None = None
         more = True
@@ -237,7 +266,25 @@ async def cancel(
         yield answer["cancelled"]
 
 
-async def replay(connection: Connection, dead_letter: UUID, actor: str | None, why: str | None = None) -> Row:
-    """Replay a dead letter; returns the answer of fn_iu_route_dead_letter_replay."""
+async def replay(
+    connection: Connection,
+    dead_letter: UUID,
+    actor: str | None,
+    why: str | None = None,
+    *,
+    without_delivery: bool = False,
+) -> Row:
+    """Replay a dead letter; returns the answer of fn_iu_route_dead_letter_replay.
+
+    Unless ``without_delivery`` is true, a dead letter that would be resolved without a delivery stays open and
+    unchanged. The answer then has the status ``not_replayed``, and the decision ``dry_run`` or ``no_route``.
+    """
+    if not without_delivery:
+        for group in (await plan_of(connection, [dead_letter])).groups:
+            if decision := undelivered(group):
+                return {
+                    "status": "not_replayed", "dead_letter_id": str(dead_letter), "route_code": group["route_code"],
+                    "decision": decision, "resolved": False,
+                }  # fmt: skip
     answer: Row = json.loads(await queries.value(connection, "replay_dead_letter", dead_letter, actor, why))
     return answer

@@ -22,6 +22,8 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
 
+#: The state of the route of a dead letter, by the decision with which a replay would resolve it without a delivery.
+UNDELIVERED = {"dry_run": "is a dry run", "no_route": "does not exist"}
 #: The results of a replay after which this command has nothing left to do for a dead letter.
 FINAL_RESULTS = frozenset({"replayed", "queued", "already_queued", "already_resolved"})
 
@@ -48,14 +50,22 @@ def replay(
     ] = None,
     actor: Actor = None,
     why: Annotated[str | None, Parameter(help="Reason; recorded beside the actor.")] = None,
+    without_delivery: Annotated[
+        bool,
+        Parameter(
+            help="Also dead letters whose route is a dry run or was removed: they are resolved, not delivered.",
+            negative=(),
+        ),
+    ] = False,
     plan: Plan = False,
     options: ConnectionOptions | None = None,
 ) -> int:
     """Replay dead letters, under their own idempotency keys.
 
     Dead letters of live routes are queued, and are resolved when the delivery succeeds; see the commands
-    `delivery list` and `delivery cancel`. With --all the command works in parts, one transaction each, so that after
-    Ctrl-C the rest is unchanged. Exit 1 if a dead letter is neither resolved nor queued.
+    `delivery list` and `delivery cancel`. Dead letters of routes that are disabled, a dry run or removed stay open.
+    With --all the command works in parts, one transaction each, so that after Ctrl-C the rest is unchanged. Exit 1
+    if a dead letter is neither resolved nor queued.
     """
     _one_or_all(ids, filter_options, all=all)
 
@@ -64,20 +74,24 @@ def replay(
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
             if ids:
-                return await _replay_ids(connection, ids, actor, why, rate, options, plan=plan)
+                return await _replay_ids(
+                    connection, ids, actor, why, rate, options, plan=plan, without_delivery=without_delivery
+                )
             chosen = await (filter_options or FilterOptions()).filter(connection)
             planned = await dead_letters.plan(connection, chosen)
             if plan:
                 closed = await _closed(connection)
-                _print_plan(planned, options, would=closed)
+                _print_plan(planned, options, would=closed, without_delivery=without_delivery)
                 return int(bool(closed and planned.groups))
             counts: Counter[tuple[str, str]] = Counter()
             with progress_bar("replaying", planned.total) as advance:
-                async for part in dead_letters.replay_all(connection, planned, chosen, actor, why, rate):
+                async for part in dead_letters.replay_all(
+                    connection, planned, chosen, actor, why, rate, without_delivery=without_delivery
+                ):
                     answers = part["answers"] if part["status"] == "ran" else {part["status"]: 0}
                     counts.update({(part["route_code"], answer): count for answer, count in answers.items()})
                     advance(part.get("done", 0))
-        return _print_answers(planned, counts, options)
+        return _print_answers(planned, counts, options, without_delivery=without_delivery)
 
     return anyio.run(run)
 
@@ -103,12 +117,14 @@ async def _replay_ids(
     options: ConnectionOptions | None,
     *,
     plan: bool,
+    without_delivery: bool,
 ) -> int:
     ids = [await complete_id(connection, "dead_letter", id) for id in typed]
     await dead_letters.require(connection, ids)
     if plan:
         closed = await _closed(connection)
-        _print_plan_of([await dead_letters.show(connection, id) for id in ids], options, would=closed)
+        found = [await dead_letters.show(connection, id) for id in ids]
+        _print_plan_of(found, options, would=closed, without_delivery=without_delivery)
         return int(bool(closed))
     answers: list[queries.Row] = []
     with progress_bar("replaying", len(ids)) as advance:
@@ -116,7 +132,8 @@ async def _replay_ids(
             # The pause between two replays limits the rate, whatever the duration of a replay.
             if rate and answers:
                 await anyio.sleep(1 / rate)
-            answers.append(await dead_letters.replay(connection, id, actor, why))
+            answer = await dead_letters.replay(connection, id, actor, why, without_delivery=without_delivery)
+            answers.append(answer)
             advance(1)
     if options and options.json:
         output.as_json(answers)
@@ -128,11 +145,17 @@ async def _replay_ids(
                 for a in answers
             ),
         )
+    if not without_delivery:
+        _note_undelivered(answers)
     return int(any(not a["resolved"] and a["status"] not in FINAL_RESULTS for a in answers))
 
 
 def _print_answers(
-    planned: dead_letters.BulkPlan, counts: Counter[tuple[str, str]], options: ConnectionOptions | None
+    planned: dead_letters.BulkPlan,
+    counts: Counter[tuple[str, str]],
+    options: ConnectionOptions | None,
+    *,
+    without_delivery: bool,
 ) -> int:
     rows = []
     for (route, answer), count in sorted(counts.items()):
@@ -145,6 +168,8 @@ def _print_answers(
             ("route", "result", "decision", "dead letters"),
             ((r["route_code"], r["status"], r["decision"], r["count"]) for r in rows),
         )
+    if not without_delivery:
+        _note_undelivered(rows)
     if not planned.groups:
         output.note("No open dead letter matches; nothing was changed. `iu-listen dead-letter list` lists them.")
     return int(any(r["status"] not in FINAL_RESULTS for r in rows))
@@ -156,21 +181,41 @@ async def _closed(connection: Connection) -> str:
     return f"nothing: the {closed[0]} gate is closed (iu-listen gate open {closed[0]})" if closed else ""
 
 
-def _would(route_enabled: bool | None, *, dry_run: bool | None) -> str:
-    """The decision that a replay would make now, given the state of the route."""
-    if route_enabled is None:
+def _note_undelivered(answers: Sequence[dict[str, Any]]) -> None:
+    """Say what to do with dead letters that stayed open because a replay would not deliver them."""
+    for route, decision in sorted({(a["route_code"], a["decision"]) for a in answers if a["status"] == "not_replayed"}):
+        if decision in UNDELIVERED:
+            output.note(
+                f"Left open: dead letters of {route}, which {UNDELIVERED[decision]}. "
+                + (f"Let it deliver: iu-listen route live {route}. " if decision == "dry_run" else "")
+                + "Resolve them without a delivery: --without-delivery."
+            )
+
+
+def _would(row: queries.Row, *, without_delivery: bool) -> str:
+    """The decision that a replay would make now, given the columns of the route."""
+    decision = dead_letters.undelivered(row)
+    if decision and not without_delivery:
+        return f"nothing: the route {UNDELIVERED[decision]}"
+    if decision == "no_route":
         return "skipped: the route does not exist"
-    if not route_enabled:
+    if not row["route_enabled"]:
         return "skipped: the route is disabled; the dead letter stays open"
-    return "dry_run" if dry_run else "deliver"
+    return decision or "deliver"
 
 
-def _print_plan(planned: dead_letters.BulkPlan, options: ConnectionOptions | None, *, would: str = "") -> None:
+def _print_plan(
+    planned: dead_letters.BulkPlan,
+    options: ConnectionOptions | None,
+    *,
+    would: str = "",
+    without_delivery: bool = False,
+) -> None:
     """Print the plan for dead letters that filters select, summed by route and failure code."""
     rows = [
         {"route_code": g["route_code"], "failure_code": g["failure_code"], "count": g["count"],
          "oldest_at": g["oldest_at"], "newest_at": g["newest_at"], "example": g["example"],
-         "would": would or _would(g["route_enabled"], dry_run=g["route_dry_run"])}
+         "would": would or _would(g, without_delivery=without_delivery)}
         for g in planned.groups
     ]  # fmt: skip
     if options and options.json:
@@ -187,14 +232,16 @@ def _print_plan(planned: dead_letters.BulkPlan, options: ConnectionOptions | Non
     output.note(f"Plan: {output.plural(planned.total, 'dead letter')}; nothing was changed.")
 
 
-def _print_plan_of(found: Sequence[dict[str, Any]], options: ConnectionOptions | None, *, would: str = "") -> None:
+def _print_plan_of(
+    found: Sequence[dict[str, Any]], options: ConnectionOptions | None, *, would: str, without_delivery: bool
+) -> None:
     """Print the plan for dead letters that were named by id, each with the newer events of its subject."""
     rows = [
         {"id": d["id"], "event": d["event_ref"], "route": d["route_code"], "created_at": d["created_at"],
          "attempt_no": d["attempt_no"] + 1, "newer_of_subject": d["newer_of_subject"],
          "newer_looked_at": d["newer_looked_at"],
          "would": would or ("nothing: already resolved" if d["resolved_at"]
-                            else _would(d["route_enabled"], dry_run=d["route_dry_run"]))}
+                            else _would(d, without_delivery=without_delivery))}
         for d in found
     ]  # fmt: skip
     if options and options.json:

@@ -13,6 +13,7 @@ from iu_listen.install import requirements
 from iu_listen.postgres.session import Connection
 
 Step = Callable[[Connection], Awaitable[object]]
+Consequence = Callable[[Connection], Awaitable[str]]
 
 
 def remove(
@@ -24,6 +25,7 @@ def remove(
     yes: bool,
     require: Step,
     delete: Step,
+    consequence: Consequence | None = None,
 ) -> int:
     """Run a command that removes an entry, and return its exit code.
 
@@ -35,6 +37,7 @@ def remove(
         yes: Do not ask for confirmation.
         require: Raises an error if there is no such entry.
         delete: Removes the entry.
+        consequence: Describes an effect of the removal that is easily missed; empty: there is none.
     """
 
     async def run() -> None:
@@ -42,6 +45,8 @@ def remove(
             await requirements.require_package(connection)
             await requirements.require_primary(connection)
             await require(connection)
+            if consequence and (text := await consequence(connection)):
+                output.note(text)
             if not plan:
                 require_confirmation(f"Remove the {what} {name}?", yes=yes)
                 await delete(connection)

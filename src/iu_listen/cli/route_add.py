@@ -8,7 +8,7 @@ from typing import Annotated
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.admin import routes
+from iu_listen.admin import dead_letters, routes
 from iu_listen.admin.handlers import MissingParts, add_parts, missing_parts
 from iu_listen.cli import output
 from iu_listen.cli.confirm import require_confirmation
@@ -21,6 +21,7 @@ from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.model.settings import Settings
+from iu_listen.postgres.session import Connection
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import load
 
@@ -71,7 +72,20 @@ def route_remove(
         "route", code, options, plan=plan, yes=yes,
         require=lambda connection: routes.switches(connection, code),
         delete=lambda connection: routes.remove_route(connection, code),
+        consequence=lambda connection: _lost_dead_letters(connection, code),
     )  # fmt: skip
+
+
+async def _lost_dead_letters(connection: Connection, code: str) -> str:
+    """The text for the open dead letters of a route, which cannot be delivered after its removal."""
+    chosen = dead_letters.DeadLetterFilter(route=code)
+    count = (await dead_letters.page(connection, chosen, resolved=False, before=None, limit=1)).total
+    if not count:
+        return ""
+    return (
+        f"The route has open dead letters: {dead_letters.counted(count)}. After its removal they cannot be delivered. "
+        f"Replay them before: iu-listen dead-letter replay --all --route {code}."
+    )
 
 
 @route.command(name="sync")
