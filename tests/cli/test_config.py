@@ -118,8 +118,58 @@ def test_an_apply_that_fails_changes_nothing(neutral, file, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text(FILE.replace("attempts = 3", "attempts = -3"))
     before = portrait(neutral)
-    refused(1, "attempts")("config", "apply", "--file", str(other), "--yes", dsn=neutral)
+    refused(1, "policy crm: ", "attempts")("config", "apply", "--file", str(other), "--yes", dsn=neutral)
     assert portrait(neutral) == before
+
+
+@on_one_server
+@pytest.mark.parametrize(
+    ("old", "new", "code", "says"),
+    [
+        ("attempts = 3", "attempts = -3", 1, "policy crm: delivery policy: attempts must be a whole number"),
+        ("attempts = 3", "attemps = 3", 1, "policy crm: delivery policy: there is no setting attemps"),
+        ('type = "order_placed"', 'type = "order_place"', 2, "route crm: event type order_place is not registered"),
+        ("[workers.crm]", '[workers."c r m"]', 2, "c r m"),
+    ],
+    ids=["value", "setting", "type", "worker"],
+)
+def test_a_plan_refuses_each_file_that_apply_refuses(neutral, tmp_path, old, new, code, says):
+    """A plan refuses what the database would refuse, names the entry, and changes nothing.
+
+    Fails when: a plan only compares, so that a reviewed file fails when it is applied.
+    """
+    other = tmp_path / "other.toml"
+    other.write_text(FILE.replace(old, new))
+    before = portrait(neutral)
+    for args in (("plan",), ("apply", "--yes")):
+        refused(code, says)("config", *args, "--file", str(other), dsn=neutral)
+    assert portrait(neutral) == before
+
+
+@on_one_server
+def test_a_plan_names_new_routes_that_cannot_be_made_live(neutral, tmp_path):
+    """A route may be a dry run to a target that refuses deliveries; the plan says so, and does not fail."""
+    other = tmp_path / "other.toml"
+    other.write_text(FILE.replace('to = "send_mail"', 'to = "sql:public.nothing"'))
+    done = ok("plan", "--file", str(other), dsn=neutral)
+    assert "Route mail cannot be made live: " in done.err
+    assert "crm" not in done.err
+
+
+@on_one_server
+def test_a_plan_with_differences_can_fail(neutral, file):
+    """--check exits with 1 while there are differences, for a check in a pipeline."""
+    assert run("config", "plan", "--check", "--file", file, dsn=neutral).code == 1
+    ok("apply", "--file", file, "--yes", dsn=neutral)
+    ok("plan", "--check", "--file", file, dsn=neutral)
+
+
+@on_one_server
+def test_a_plan_without_the_right_to_write_compares(neutral, file):
+    """A session that may not write gets the differences, and a note that the changes were not tried."""
+    done = ok("plan", "--file", file, dsn=f"{neutral}&options=-c%20default_transaction_read_only%3Don")
+    assert "order.paid" in done.out
+    assert "The changes were not tried: " in done.err
 
 
 @pytest.mark.parametrize(
@@ -134,6 +184,7 @@ def test_an_apply_that_fails_changes_nothing(neutral, file, tmp_path):
         ("[workers]\ncrm = 'crm'\n", "line 2: [workers.crm] must be a table", ""),
         ("[retention]\nevent = '1 day'\n", "line 2: unknown key event of [retention]", "Did you mean events?"),
         ("[types.a\n", "the file is not TOML", "toml.io"),
+        ("[routes.a.b]\ntype = 'a'\n", "line 1: unknown key b of [routes.a]", 'Quote a name with dots: [routes."a.b"]'),
     ],
 )
 def test_what_is_wrong_in_a_file_has_a_line(text, says, hint):

@@ -9,15 +9,18 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from iu_listen.admin import event_types, retention, routes, workers
-from iu_listen.install.migrate import retry_on_lock_timeout
+from iu_listen.install.migrate import is_lock_conflict, retry_on_lock_timeout
 from iu_listen.model.config_file import ConfigFile, RouteEntry, TypeEntry
-from iu_listen.model.errors import Refused
+from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.settings import mask
 from iu_listen.postgres.queries import rows, value
 from iu_listen.postgres.session import Connection
+
+#: The SQLSTATE of a missing privilege.
+NO_PRIVILEGE: Final = "42501"
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,66 @@ async def changes(connection: Connection, config: ConfigFile) -> list[Change]:
 
 
 async def apply_changes(connection: Connection, found: list[Change]) -> None:
-    """Apply all differences in one transaction, which is repeated while another session holds a lock that it needs."""
+    """Apply all differences in one transaction, which is repeated while another session holds a lock that it needs.
+
+    Raises:
+        Refused: The database refuses a change; the message names its entry.
+    """
 
     async def work() -> None:
         async with connection.transaction():
             for change in found:
-                await change.apply()
+                await _apply(change)
 
     await retry_on_lock_timeout(connection, work)
+
+
+async def try_changes(connection: Connection, found: list[Change]) -> list[str]:
+    """Make the changes in a transaction that is rolled back, so that a plan refuses each file that cannot be applied.
+
+    New workers are left out, because they lock the outbox until the transaction ends.
+
+    Returns:
+        A text for each new route that cannot be made live in its planned form. If the session may not write, so that
+        the changes cannot be tried, one text that says so.
+
+    Raises:
+        Refused: The database refuses a change; the message names its entry.
+    """
+    for row in await rows(connection, "takes_no_writes"):
+        return [f"The changes were not tried: {row['problem']}."]
+    transaction, problems = connection.transaction(), []
+    await transaction.start()
+    try:
+        for change in found:
+            if change.kind != "worker":
+                await _apply(change)
+        for change in found:
+            if change.kind == "route":
+                verdict = await routes.target_verdict(connection, await routes.switches(connection, change.name))
+                if verdict.certain and verdict.problem:
+                    problems.append(
+                        f"Route {change.name} cannot be made live: {verdict.problem}. {verdict.hint}".strip()
+                    )
+    except Refused as error:
+        if error.sqlstate != NO_PRIVILEGE:
+            raise
+        return [f"The changes were not tried: {error.message}."]
+    finally:
+        await transaction.rollback()
+    return problems
+
+
+async def _apply(change: Change) -> None:
+    try:
+        await change.apply()
+    except Refused as error:
+        # The caller recognizes these two by the error of the driver, and by the SQLSTATE.
+        if is_lock_conflict(error) or error.sqlstate == NO_PRIVILEGE:
+            raise
+        raise Refused(f"{change.kind} {change.name}: {error.message}", error.hint, error.sqlstate) from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{change.kind} {change.name}: {error.message}", error.hint) from error
 
 
 async def _types(connection: Connection, config: ConfigFile) -> AsyncIterator[Change]:
@@ -91,6 +146,8 @@ async def _add_type(connection: Connection, entry: TypeEntry) -> None:
 async def _workers(connection: Connection, config: ConfigFile) -> AsyncIterator[Change]:
     there = {row["worker_name"]: row["event_domain"] for row in await rows(connection, "workers")}
     for name, domain in config.workers.items():
+        event_types.require_name("the worker", name)
+        event_types.require_name("the domain", domain)
         if name not in there:
             add = partial(workers.add_worker, connection, name, domain)
             yield Change("worker", name, None, f"domain {domain}", add)

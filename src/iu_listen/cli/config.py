@@ -9,7 +9,7 @@ from typing import Annotated
 import anyio
 from cyclopts import App, Parameter
 
-from iu_listen.admin.config import apply_changes, as_toml, changes
+from iu_listen.admin.config import apply_changes, as_toml, changes, try_changes
 from iu_listen.cli import output
 from iu_listen.cli.confirm import require_confirmation
 from iu_listen.cli.context import ConnectionOptions, connected
@@ -30,9 +30,18 @@ def register(app: App) -> None:
 
 
 @config.command(name="plan")
-def config_plan(*, file: File = DEFAULT_FILE, options: ConnectionOptions | None = None) -> int:
-    """Show the differences between a file and the database. Nothing is changed."""
-    return _run(_read(file), options, plan=True, yes=False)
+def config_plan(
+    *,
+    file: File = DEFAULT_FILE,
+    check: Annotated[bool, Parameter(help="Exit 1 if there are differences.", negative=())] = False,
+    options: ConnectionOptions | None = None,
+) -> int:
+    """Show the differences between a file and the database. Nothing is changed.
+
+    The changes, except new workers, are made in a transaction that is rolled back. So a file that config apply would
+    refuse is refused here, too.
+    """
+    return _run(_read(file), options, plan=True, check=check)
 
 
 @config.command(name="apply")
@@ -77,7 +86,9 @@ def _read(file: Path) -> ConfigFile:
         raise ConfigurationError(f"{file}: {error.message}", error.hint) from error
 
 
-def _run(wanted: ConfigFile, options: ConnectionOptions | None, *, plan: bool, yes: bool) -> int:
+def _run(
+    wanted: ConfigFile, options: ConnectionOptions | None, *, plan: bool, check: bool = False, yes: bool = False
+) -> int:
     async def run() -> int:
         async with connected(options) as (_, connection):
             await requirements.require_package(connection)
@@ -90,6 +101,9 @@ def _run(wanted: ConfigFile, options: ConnectionOptions | None, *, plan: bool, y
                 )
             elif not machine:
                 output.line("The database is as the file says.")
+            if found and plan:
+                for problem in await try_changes(connection, found):
+                    output.note(problem)
             if found and not plan:
                 await requirements.require_primary(connection)
                 require_confirmation(
@@ -101,6 +115,6 @@ def _run(wanted: ConfigFile, options: ConnectionOptions | None, *, plan: bool, y
             if machine:
                 shown = [{"kind": c.kind, "name": c.name, "before": c.before, "after": c.after} for c in found]
                 output.as_json({"changes": shown, "done": not plan})
-        return 0
+        return int(check and bool(found))
 
     return anyio.run(run)

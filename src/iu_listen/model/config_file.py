@@ -133,6 +133,9 @@ def _require_known(text: str, table: Mapping[str, Any], keys: Mapping[str, Any],
             near = difflib.get_close_matches(key, keys, 1)
             of = f" of {place}" if place else ""
             meant = f"Did you mean {near[0]}? " if near else ""
+            if place and isinstance(table[key], dict):
+                kind, _, name = place.strip("[]").partition(".")
+                meant += f'Quote a name with dots: [{kind}."{name}.{key}"]. '
             raise _wrong(text, key, f"unknown key {key}{of}", f"{meant}Possible keys: {', '.join(keys)}.")
 
 
