@@ -118,7 +118,8 @@ class Route(TargetQueue):
 
     def update(self, state: RouteState) -> bool:
         """Store the new state of the route. Returns whether its target may have changed."""
-        before, self.state, self.held = self._target_values, state, False
+        before, self.state = self._target_values, state
+        self.held: bool = False
         self.concurrency: int = int(state.policy["concurrency"])
         self.called: str = called(state.kind, state.reference, state.policy["target"])
         # This limits how far the calls of a target that rejects everything can exceed the budget of dead letters.

@@ -37,7 +37,8 @@ class PythonTarget:
     def __init__(self, name: str, function: Coroutine, group: int = 1, group_wait: float = 0.0) -> None:
         self.name = name
         self.function: Callable[..., Awaitable[object]] = function
-        self.group, self.group_wait = group, group_wait
+        self.group: int = group
+        self.group_wait: float = group_wait
         self.__doc__ = function.__doc__
 
     async def deliver(self, delivery: Delivery, /) -> None:
