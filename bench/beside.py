@@ -33,7 +33,8 @@ PREPARE = """
 import asyncio, sys
 sys.path[:0] = [sys.argv[1] + "/bench"]
 import common
-asyncio.run(common._prepare(sys.argv[2]))
+# Versions before 0.2.0 have one base.
+asyncio.run(common._prepare(*[sys.argv[2], "iu_core"][: common._prepare.__code__.co_argcount]))
 """
 
 

@@ -111,6 +111,7 @@ revoke execute on function
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
+    public.fn_iu_delivery_peek(text, text[]), public.fn_iu_delivery_of_call(text, uuid, text, uuid, boolean),
     public.fn_iu_delivery_sweep(text, text, bigint, bigint), public.fn_iu_delivery_seek(text, text, bigint, bigint),
     public.fn_iu_route_resume(text),
     public.fn_iu_delivery_cancel(text, uuid, text, text, bigint, bigint, integer),
@@ -278,10 +279,11 @@ grant execute on function
     public.fn_iu_delivery_rows(public.iu_outbound_route, bigint[], bigint, bigint),
     public.fn_iu_delivery_take(text, text[], integer[], bigint[], bigint[], bigint[], text[], bigint[], bigint),
     public.fn_iu_delivery_hand_over(text, text[], integer[], bigint[]),
+    public.fn_iu_delivery_peek(text, text[]), public.fn_iu_delivery_of_call(text, uuid, text, uuid, boolean),
     public.fn_iu_delivery_sweep(text, text, bigint, bigint), public.fn_iu_delivery_seek(text, text, bigint, bigint)
     to iu_listen_consumer;
 grant select, delete,
-      insert (route_code, worker_name, event_ref, subject_key, attempt_no, route_count, traceparent),
+      insert (route_code, worker_name, event_ref, subject_key, attempt_no, route_count, traceparent, replayed_by),
       update (attempt_no, tries, due_at, failed_at, failure_code, failure_detail, credits, at_fault, alone)
     on public.iu_route_delivery to iu_listen_consumer;
 grant select, insert (worker_name, owner, seconds, released),

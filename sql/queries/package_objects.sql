@@ -187,6 +187,8 @@ with objects (file, kind, name) as (
         ('functions/delivery_switches', 'function', 'fn_iu_delivery_closed_switch(text)'),
         ('functions/delivery_switches', 'function', 'fn_iu_delivery_queued_routes(iu_outbound_route[])'),
         ('functions/delivery_switches', 'function', 'fn_iu_delivery_paused_by(text,boolean,boolean,timestamp with time zone,timestamp with time zone)'),
+        ('functions/call_ahead', 'function', 'fn_iu_delivery_peek(text,text[])'),
+        ('functions/call_ahead', 'function', 'fn_iu_delivery_of_call(text,uuid,text,uuid,boolean)'),
         ('functions/delivery_take', 'function', 'fn_iu_event_payload(jsonb,bigint)'),
         ('functions/delivery_take', 'function', 'fn_iu_delivery_first(text,bigint)'),
         ('functions/delivery_take', 'function', 'fn_iu_delivery_due(text,text,integer,bigint[],text[],bigint[])'),

@@ -546,6 +546,12 @@ CREATE FUNCTION public.fn_iu_delivery_next_due(p_route_code text, p_held_ids big
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body ced75bd3c3700674>;
 
+CREATE FUNCTION public.fn_iu_delivery_of_call(p_worker_name text, p_owner uuid, p_route_code text, p_event_ref uuid, p_sent boolean) RETURNS SETOF public.iu_deliverable
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
+    AS <body eb0f819ca5603e27>;
+
 CREATE FUNCTION public.fn_iu_delivery_options(p_scheme text) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -560,6 +566,19 @@ CREATE FUNCTION public.fn_iu_delivery_paused_by(p_route_code text, p_enabled boo
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body dd124d7618b02ee7>;
+
+CREATE FUNCTION public.fn_iu_delivery_peek(p_worker_name text, p_routes text[]) RETURNS SETOF public.iu_deliverable
+    LANGUAGE plpgsql STABLE STRICT
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET row_security TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS <body 4e5c762d9380c9ef>;
 
 CREATE FUNCTION public.fn_iu_delivery_policy(p_policy jsonb) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE

@@ -179,6 +179,10 @@ async def run_dispatcher_statements(connection: asyncpg.Connection, settings: Se
     assert [outcome.dead_letter for outcome in done[:3]] == [False, False, True]
     assert (await deliveries.take([want], [], [])).taken
     assert await deliveries.settle(done[3:]) == 0
+    await connection.fetch(query("delivery/peek"), WORKER, ["queued"])
+    decided = await deliveries.of_call("queued", supply.taken[2].delivery.event.id, sent=True)
+    assert decided is not None
+    assert decided.attempt == 2
     waiting = [("queued", taken.delivery.id) for taken in supply.taken[:2]]
     await connection.fetchval(
         query("delivery/unrecorded"),

@@ -150,6 +150,11 @@ class CallExecutor:
         """Cancel the call of a delivery. Its outcome is not recorded, and it does not return to the queue."""
         self._cancel(self._running.pop(taken.delivery.id))
 
+    def renumber(self, before: int, after: int) -> None:
+        """Note that a delivery has another id, because it was called ahead and is confirmed now."""
+        if call := self._running.pop(before, None):
+            self._running[after] = call
+
     def begin(self, queue: TargetQueue) -> None:
         """Begin the waiting deliveries of this queue, within its limits."""
         self._tasks.begin(queue)

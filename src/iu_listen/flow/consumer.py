@@ -173,7 +173,7 @@ class ConsumerLoop:
             self._wake.clear()
             self._waiting_since = self._clock()
             try:
-                batch = await self._run_batch(session)
+                batch = await self._run_batch(session, wake)
             except (SessionLost, Refused):
                 self._failure = session.failure
                 raise
@@ -192,7 +192,7 @@ class ConsumerLoop:
             if first:
                 wake = await self._pause(wake)
 
-    async def _run_batch(self, session: BatchRunner) -> Batch:
+    async def _run_batch(self, session: BatchRunner, wake: Wake) -> Batch:
         """Run one batch, and pass the deliveries that it hands over to the dispatcher.
 
         The answer is parsed after that, and the observations of the batch are reported even later, so that the calls
@@ -202,6 +202,8 @@ class ConsumerLoop:
         if dispatcher is None:
             return (await session.run_batch(limit)).parse()
         with dispatcher.batch() as hand_over:
+            if wake is Wake.NOTIFY:
+                await dispatcher.call_ahead(hand_over)
             answer = await session.run_batch(limit, hand_over.requests)
             if answer.deliveries:
                 dispatcher.hand_over(hand_over, answer.deliveries, answer.seconds)

@@ -19,8 +19,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 import anyio
+import anyio.abc
 
 from iu_listen.flow.backoff import backoff
+from iu_listen.flow.call_ahead import CallAhead, settleable
 from iu_listen.flow.call_executor import ABANDON_AFTER, SWITCHES_VALID_FOR, CallExecutor
 from iu_listen.flow.delivery_lease import DeliveryLease
 from iu_listen.flow.detached import within
@@ -44,6 +46,8 @@ from iu_listen.model.settings import Settings
 #: Longest pause between two take queries, and between two settlements, which renew the lease. In seconds. A replay and
 #: a change of a switch cause no wake-up.
 DISPATCH_INTERVAL: Final = 1.0
+#: Longest time for which a batch waits for the search for an event that can be called ahead, in seconds.
+MAX_PEEK: Final = 0.005
 
 
 class Dispatcher:
@@ -96,12 +100,14 @@ class Dispatcher:
         )  # fmt: skip
         self._route_targets = RouteTargets(targets, self._calls, clock)
         self._sweeper = Sweeper(clock, unblocked, self._ledger, self._take_wake)
+        self._ahead = CallAhead(self._ledger, self._calls, self._taken, self._settle_wake)
         self._intake = Intake(
             prefetch_bytes=settings.prefetch_bytes, ledger=self._ledger, routes=self._routes, calls=self._calls,
-            lease=self._lease, quarantine=quarantine, unblocked=unblocked, taken=self._taken,
+            lease=self._lease, quarantine=quarantine, ahead=self._ahead, unblocked=unblocked, taken=self._taken,
             targets=self._route_targets, pauses=PauseReporter(self._worker, observer), wake=self._take_wake,
             clock=clock,
         )  # fmt: skip
+        self._session_tasks: tuple[DeliveryStore, anyio.abc.TaskGroup] | None = None
         self._working = False
         self._stopping = False
         self._failures = 0
@@ -141,6 +147,28 @@ class Dispatcher:
         if not self._intake.hand_over(batch, deliveries, seconds):
             # Some deliveries were not accepted, or may not begin yet: run a take query at once.
             self._take_wake.set()
+
+    async def call_ahead(self, batch: HandOver) -> None:
+        """Call the target of a single new event before its batch runs. Returns when the calls begin, if there are any.
+
+        The batch does not run at the same time, because the WAL that it writes would look like a commit that is not
+        durable. If the answer takes longer than MAX_PEEK, the batch does not wait for it any longer.
+
+        Args:
+            batch: The context of the batch.
+        """
+        if self._settings.call_ahead and batch.requests and self._session_tasks is not None:
+            session, tasks = self._session_tasks
+            answered = anyio.Event()
+            tasks.start_soon(self._call_ahead, session, batch, answered)
+            with anyio.move_on_after(MAX_PEEK):
+                await answered.wait()
+
+    async def _call_ahead(self, session: DeliveryStore, batch: HandOver, answered: anyio.Event) -> None:
+        try:
+            await self._intake.call_ahead(session, batch)
+        finally:
+            answered.set()
 
     def _accepting(self) -> bool:
         """Whether new deliveries may be taken."""
@@ -198,7 +226,11 @@ class Dispatcher:
         async with anyio.create_task_group() as tasks:
             over = anyio.Event()
             tasks.start_soon(self._settle_loop, session, over)
-            await self._take_loop(session)
+            self._session_tasks = session, tasks
+            try:
+                await self._take_loop(session)
+            finally:
+                self._session_tasks = None
             over.set()
             self._settle_wake.set()
 
@@ -210,7 +242,7 @@ class Dispatcher:
             self._settle_wake.clear()
             # The renewed lease counts from the start of the statement, so use the time before it.
             started = self._clock()
-            outcomes, self._calls.done = self._calls.done, []
+            outcomes, self._calls.done = settleable(self._calls.done)
             try:
                 dead_letters = await session.settle(outcomes)
             except BaseException:
@@ -248,6 +280,7 @@ class Dispatcher:
             await self._intake.take(session, accepting=self._accepting())
             if not self._lease.held:
                 return
+            await self._ahead.ask(session, draining=self._stopping)
             await self._sweeper.search(session, self._routes)
             await self._route_targets.write_unusable(session, self._routes)
             if not self._ledger and not (self._accepting() and self._routes):

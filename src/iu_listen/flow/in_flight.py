@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from uuid import UUID
 
 from iu_listen.model.delivery import TakenDelivery
 
@@ -34,10 +35,13 @@ class InFlightLedger:
 
     Attributes:
         bytes: Size of all deliveries in the ledger, in bytes (TakenDelivery.bytes).
+        unconfirmed: Deliveries that were called ahead and that the database has not returned yet (flow/call_ahead.py),
+            by route and event id.
     """
 
     def __init__(self) -> None:
         self._deliveries: dict[int, TakenDelivery] = {}
+        self.unconfirmed: dict[tuple[str, UUID], TakenDelivery] = {}
         self._loads: dict[str, Load] = {}
         #: Ids that were attempted before. In the database they look like deliveries that are due.
         self._retried: set[int] = set()
@@ -82,6 +86,20 @@ class InFlightLedger:
         self.bytes += size
         if taken.delivery.attempt > 1:
             self._retried.add(taken.delivery.id)
+        if taken.unconfirmed:
+            self.unconfirmed[taken.key] = taken
+
+    def confirm(self, called: TakenDelivery, row: TakenDelivery) -> None:
+        """Give a delivery that was called ahead the id and the attempt number of its row in the database.
+
+        Args:
+            called: The delivery in the ledger.
+            row: The same delivery as the database returns it.
+        """
+        self.remove(called.delivery.id)
+        called.delivery = replace(called.delivery, id=row.delivery.id, attempt=row.delivery.attempt)
+        called.subject_key = row.subject_key
+        self.add(called)
 
     def remove(self, id: int) -> bool:
         """Remove a delivery that was settled or given back. Returns whether it was in the ledger.
@@ -97,6 +115,8 @@ class InFlightLedger:
         taken = self._deliveries.pop(id, None)
         if taken is None:
             return False
+        if taken.unconfirmed:
+            del self.unconfirmed[taken.key]
         load, size = self._loads[taken.delivery.route], taken.bytes
         load.deliveries -= 1
         load.bytes -= size

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from iu_listen.flow.call_ahead import CallAhead
 from iu_listen.flow.call_executor import CallExecutor
 from iu_listen.flow.delivery_lease import DeliveryLease
 from iu_listen.flow.in_flight import InFlightLedger
@@ -26,12 +27,19 @@ from iu_listen.model.delivery import TRIAL_PAUSES, RouteState, TakenDelivery, Ta
 MAX_ANSWER_AGE: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HandOver:
-    """The deliveries that a batch may hand over, and the mark of the ledger from before the batch."""
+    """The deliveries that a batch may hand over.
+
+    Attributes:
+        requests: The routes with free capacity.
+        mark: The mark of the ledger from before the batch.
+        over: Whether the batch has ended.
+    """
 
     requests: Sequence[TakeRequest]
     mark: int
+    over: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +55,7 @@ class Intake:
         calls: The calls of the consumer.
         lease: The delivery lease.
         quarantine: Decides how many deliveries may be taken, and which are attempted alone.
+        ahead: The deliveries that were called ahead.
         unblocked: Subjects whose next delivery is requested.
         taken: Accepts deliveries, and gives them back.
         targets: The targets of routes.
@@ -62,6 +71,7 @@ class Intake:
     calls: CallExecutor
     lease: DeliveryLease
     quarantine: Quarantine
+    ahead: CallAhead
     unblocked: UnblockedSubjects
     taken: TakenDeliveries
     targets: RouteTargets
@@ -140,7 +150,30 @@ class Intake:
         idle = not self.ledger and not self.quarantine.cautious(now)
         requests = self._requests(now) if accepting and idle and self.lease.held else []
         with self.ledger.mark() as mark:
-            yield HandOver([request for request in requests if request.capacity], mark)
+            batch = HandOver([request for request in requests if request.capacity], mark)
+            try:
+                yield batch
+            finally:
+                batch.over = self.ahead.batch_over = True
+                if self.ledger.unconfirmed:
+                    self.wake.set()
+
+    async def call_ahead(self, session: DeliveryStore, batch: HandOver) -> None:
+        """Call the target of a single new event, unless the batch is over before the event is known.
+
+        Nothing may be in flight: with a backlog, the batch is the faster way.
+        """
+        started = self.clock()
+        found = await session.peek(batch.requests)
+        if batch.over or self.ledger or not self.lease.held or self.draining or self.quarantine.cautious(self.clock()):
+            return
+        usable = [
+            t for t in found if t.delivery.route in self.routes and not self.routes[t.delivery.route].state.paused_by
+        ]
+        if usable:
+            self._switches_read(self.clock() - started)
+            self.taken.accept(self.ahead.admitted(usable))
+            self.taken.begin()
 
     def hand_over(self, batch: HandOver, deliveries: Sequence[TakenDelivery], seconds: float) -> bool:
         """Accept deliveries that a batch has queued and taken.
@@ -176,7 +209,7 @@ class Intake:
 
     def _accept(self, new: Sequence[TakenDelivery]) -> None:
         """Add new deliveries, and start calls on all routes."""
-        if self.taken.accept(new):
+        if self.taken.accept(self.ahead.confirm(new)):
             self.wake.set()
         if self.draining:
             for route in self.routes:

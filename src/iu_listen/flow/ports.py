@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any, Protocol, runtime_checkable
+from uuid import UUID
 
 from iu_listen.model.delivery import (
     DeadLetters,
+    DecidedCall,
     Delivery,
     Lease,
     Outcome,
     Search,
     SearchResult,
+    TakenDelivery,
     TakeRequest,
     TakeResult,
 )
@@ -261,6 +264,21 @@ class DeliveryStore(Protocol):
             requests: Number of deliveries, and the position to start from, for each route.
             retried_ids: Ids of deliveries that the dispatcher holds and that were attempted before.
             unblocked: Routes and keys of subjects of which the next delivery may go on.
+        """
+
+    async def peek(self, requests: Sequence[TakeRequest]) -> Sequence[TakenDelivery]:
+        """The deliveries of a single new event that the running batch will queue; none if that is not certain.
+
+        Their ids are 0.
+        """
+
+    async def of_call(self, route: str, event: UUID, *, sent: bool) -> DecidedCall | None:
+        """The decision about an event that was called ahead; None: it is not decided yet, or the lease is lost.
+
+        Args:
+            route: Code of the route.
+            event: Id of the event.
+            sent: True: the call has succeeded. If the event was decided otherwise, its delivery is queued now.
         """
 
     async def sweep(self, searches: Sequence[Search]) -> Sequence[SearchResult]:

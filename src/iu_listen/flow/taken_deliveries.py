@@ -83,8 +83,11 @@ class TakenDeliveries:
         if not keep_trials:
             given_back += self._quarantine.remove(route.code)
         for taken in given_back:
+            # A delivery without a row is queued by its batch, with an id beyond the position.
+            if taken.unconfirmed:
+                pass
             # A delivery that was attempted before lies at no known place: its subject leads to it.
-            if taken.delivery.attempt > 1 and taken.subject_key is not None:
+            elif taken.delivery.attempt > 1 and taken.subject_key is not None:
                 self._unblocked.add(route.code, [taken.subject_key])
             else:
                 route.position = min(route.position, taken.delivery.id - 1)
@@ -100,7 +103,7 @@ class TakenDeliveries:
         """Give up the deliveries of ordered routes, because another consumer may hold the lease at once."""
         for taken in self._calls.running():
             if taken.subject_key is not None:
-                self._give_up_call(taken)
+                self.give_up_call(taken)
         for route in self._routes:
             if route.ordered:
                 self._restart(route)
@@ -108,7 +111,7 @@ class TakenDeliveries:
     def give_up(self) -> None:
         """Give up all deliveries and all outcomes, because another consumer holds the lease or may hold it."""
         for taken in self._calls.running():
-            self._give_up_call(taken)
+            self.give_up_call(taken)
         for route in self._routes:
             self._restart(route)
             route.failing = 0
@@ -118,7 +121,8 @@ class TakenDeliveries:
         self._calls.done.clear()
         self._unblocked.forget()
 
-    def _give_up_call(self, taken: TakenDelivery) -> None:
+    def give_up_call(self, taken: TakenDelivery) -> None:
+        """Give up a delivery whose call is running: it is cancelled, and its outcome is not recorded."""
         self._calls.give_up(taken)
         self._ledger.remove(taken.delivery.id)
 

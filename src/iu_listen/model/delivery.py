@@ -127,7 +127,7 @@ class Delivery:
     """One attempt to deliver one event to a target.
 
     Attributes:
-        id: Id of the row of ``iu_route_delivery``.
+        id: Id of the row of ``iu_route_delivery``; negative if the row did not exist yet when the call began.
         route: Code of the route.
         idempotency_key: ``outbound:<route>:<event id>``, the same in every attempt and every replay.
         attempt: Number of this attempt, from 1.
@@ -135,6 +135,7 @@ class Delivery:
         deadline: Longest duration of this attempt, in seconds.
         span: The span that is the parent of the target's own spans: ``attempt`` for a coroutine, because its work is
             the attempt, and ``call`` for every other target.
+        called_ahead: True: the call began before the routing decision was committed (the setting ``call_ahead``).
     """
 
     id: int
@@ -144,6 +145,7 @@ class Delivery:
     event: Event
     deadline: float = 30.0
     span: str = "call"
+    called_ahead: bool = False
 
     @cached_property
     def traceparent(self) -> str:
@@ -176,9 +178,34 @@ class TakenDelivery:
         return len(self.delivery.event.payload or "") + 500
 
     @property
+    def key(self) -> tuple[str, UUID]:
+        """Route and event id. A delivery that is called ahead has no other identity until its batch has ended."""
+        return self.delivery.route, self.delivery.event.id
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether it was called ahead, and the database has no row of it, as far as this consumer knows."""
+        return self.delivery.id < 0
+
+    @property
     def groupable(self) -> bool:
         """Whether it may be called in a group: in its first attempt, unless a group with it has failed."""
         return self.delivery.attempt == 1 and not self.alone and not self.group_failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidedCall:
+    """The decision about an event that was called ahead.
+
+    Attributes:
+        id: Id of its delivery; None: it has none, because the event was decided otherwise.
+        attempt: Number of the attempt of the delivery.
+        subject_key: Hash of its subject on an ordered route; None: it waits for no other delivery.
+    """
+
+    id: int | None
+    attempt: int
+    subject_key: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,10 @@ class Settings:
         1024,
         1_073_741_824,
     )
+    call_ahead: bool = _setting(
+        True,
+        "Call the target of a single new event before the batch that routes it has ended. False: call it afterwards.",
+    )
     app: str | None = _setting(
         None, "Module with the coroutines that are targets of live routes: `module`, or `module:attribute`."
     )

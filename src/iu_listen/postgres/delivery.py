@@ -18,6 +18,7 @@ from uuid import UUID
 import anyio
 
 from iu_listen.model.delivery import (
+    DecidedCall,
     Delivery,
     Event,
     Lease,
@@ -55,6 +56,10 @@ class DeliverySession:
         self._consumer = consumer
         self._settle: str | Prepared = query("delivery/settle")
         self._take: str | Prepared = query("delivery/take")
+        #: Taken while a statement of the taking task or a peek uses the taker.
+        self._taker_turn = anyio.Lock(fast_acquire=True)
+        #: The prepared peek; None: the package in the database has no call ahead, or this login may not use it.
+        self._peek: str | Prepared | None = None
         self._settled_before = False
         self._positioned = False
 
@@ -63,6 +68,8 @@ class DeliverySession:
         with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
             self._settle = await self._settler.prepare_once(query("delivery/settle"))
             self._take = await self._taker.prepare_once(query("delivery/take"))
+            if self._settings.call_ahead and await self._taker.fetchval(query("delivery/can_peek")):
+                self._peek = await self._taker.prepare_once(query("delivery/peek"))
 
     async def take_lease(self, gone_holder: str = "") -> Lease:
         """Take the delivery lease of the worker, if it is free.
@@ -192,18 +199,50 @@ class DeliverySession:
             unblocked: Route and key of the subjects whose next parked delivery may go on.
         """
         longest = self._settings.deadline if self._positioned else self._settings.batch_deadline
-        if not self._positioned:
-            await self._limit_takes(longest)
-        rows = await ask_rows(
-            self._taker, longest, self._take, self._settings.worker, *columns(requests),
-            [r.max_bytes for r in requests], retried_ids,
-            [route for route, _ in unblocked], [key for _, key in unblocked],
-            self._settings.payload_max,
-        )  # fmt: skip
-        if not self._positioned:
-            await self._limit_takes(self._settings.deadline)
-            self._positioned = True
+        async with self._taker_turn:
+            if not self._positioned:
+                await self._limit_takes(longest)
+            rows = await ask_rows(
+                self._taker, longest, self._take, self._settings.worker, *columns(requests),
+                [r.max_bytes for r in requests], retried_ids,
+                [route for route, _ in unblocked], [key for _, key in unblocked],
+                self._settings.payload_max,
+            )  # fmt: skip
+            if not self._positioned:
+                await self._limit_takes(self._settings.deadline)
+                self._positioned = True
         return _take_result(rows)
+
+    async def peek(self, requests: Sequence[TakeRequest]) -> list[TakenDelivery]:
+        """The deliveries of a single new event that the running batch will queue, with ids of 0.
+
+        Empty if that is not certain, or if a take query is running.
+        """
+        if self._peek is None or self._taker_turn.locked():
+            return []
+        async with self._taker_turn:
+            try:
+                rows = await ask_rows(
+                    self._taker, self._settings.deadline, self._peek, self._settings.worker, [r.route for r in requests]
+                )
+            except Refused:
+                # The peek is an optimization. For example, the login lacks the privilege to execute its function.
+                self._peek = None
+                return []
+        return taken_of(rows, {r.route: (r.deadline, r.span) for r in requests})
+
+    async def of_call(self, route: str, event: UUID, *, sent: bool) -> DecidedCall | None:
+        """The decision about an event that was called ahead; None: it is not decided yet, or the lease is lost."""
+        async with self._taker_turn:
+            rows = await ask_rows(
+                self._taker, self._settings.deadline, query("delivery/of_call"),
+                self._settings.worker, self._consumer, route, event, sent,
+            )  # fmt: skip
+        return (
+            DecidedCall(id=rows[0]["id"], attempt=rows[0]["attempt"] or 0, subject_key=rows[0]["subject_key"])
+            if rows
+            else None
+        )
 
     async def _limit_takes(self, longest: float) -> None:
         with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
@@ -211,11 +250,12 @@ class DeliverySession:
 
     async def sweep(self, searches: Sequence[Search]) -> list[SearchResult]:
         """Search a bounded part of the deliveries that the positions of routes have passed."""
-        rows = await ask_rows(
-            self._taker, self._settings.deadline, query("delivery/sweep"), self._settings.worker,
-            [s.route for s in searches], [s.from_key for s in searches], [s.after_id for s in searches],
-            [s.position for s in searches],
-        )  # fmt: skip
+        async with self._taker_turn:
+            rows = await ask_rows(
+                self._taker, self._settings.deadline, query("delivery/sweep"), self._settings.worker,
+                [s.route for s in searches], [s.from_key for s in searches], [s.after_id for s in searches],
+                [s.position for s in searches],
+            )  # fmt: skip
         return [SearchResult(**dict(row)) for row in rows]
 
     async def record_in_flight(self, pairs: Sequence[tuple[str, int]]) -> bool:
@@ -224,19 +264,21 @@ class DeliverySession:
         Returns:
             Whether the consumer still holds the delivery lease.
         """
-        held: bool = await ask(
-            self._taker, self._settings.deadline, query("delivery/record_in_flight"),
-            self._settings.worker, self._consumer, [route for route, _ in pairs], [id for _, id in pairs],
-        )  # fmt: skip
+        async with self._taker_turn:
+            held: bool = await ask(
+                self._taker, self._settings.deadline, query("delivery/record_in_flight"),
+                self._settings.worker, self._consumer, [route for route, _ in pairs], [id for _, id in pairs],
+            )  # fmt: skip
         return held
 
     async def note_unusable(self, routes: Mapping[str, tuple[str, str]]) -> None:
         """Record the routes without a usable target, each with a reason and a hint; all other routes have a target."""
-        await ask(
-            self._taker, self._settings.deadline, query("delivery/note_unusable"),
-            self._settings.worker, self._consumer, list(routes),
-            [why for why, _ in routes.values()], [hint for _, hint in routes.values()],
-        )  # fmt: skip
+        async with self._taker_turn:
+            await ask(
+                self._taker, self._settings.deadline, query("delivery/note_unusable"),
+                self._settings.worker, self._consumer, list(routes),
+                [why for why, _ in routes.values()], [hint for _, hint in routes.values()],
+            )  # fmt: skip
 
     async def release(self) -> None:
         """Give the delivery lease back."""
@@ -269,7 +311,7 @@ def taken_of(rows: Sequence[Any], terms: Mapping[str, tuple[float, str]]) -> lis
         deadline, span = terms[route]
         delivery.__dict__.update(
             id=id, route=route, idempotency_key=f"outbound:{route}:{event.id}", attempt=attempt, event=event,
-            deadline=deadline, span=span,
+            deadline=deadline, span=span, called_ahead=False,
         )  # fmt: skip
         taken.append(TakenDelivery(delivery, subject_key, alone, problem or ""))
     return taken
