@@ -147,7 +147,7 @@ begin
                (select public.fn_iu_trace_context(o.traceparent) from public.event_outbox o where o.id = p_event_ref)
           from public.iu_route_attempt a
          where a.idempotency_key = v_key
-        having coalesce(bool_and(not a.delivered), true)
+        having coalesce(bool_and(a.status <> 'sent'), true)
            and not exists (select from public.iu_route_delivery d
                             where d.event_ref = p_event_ref and d.route_code || '' = p_route_code);
     end if;
