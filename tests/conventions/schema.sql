@@ -550,7 +550,7 @@ CREATE FUNCTION public.fn_iu_delivery_of_call(p_worker_name text, p_owner uuid, 
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    AS <body eb0f819ca5603e27>;
+    AS <body 1a0dbd3a40ee7357>;
 
 CREATE FUNCTION public.fn_iu_delivery_options(p_scheme text) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any
 
 import anyio
@@ -20,11 +21,12 @@ from iu_listen.install import requirements
 from iu_listen.install.package import missing_base_objects, package_state
 from iu_listen.install.preflight import ApplyOptions
 from iu_listen.model.errors import ConfigurationError, Refused
-from iu_listen.model.settings import unknown_variables
+from iu_listen.model.settings import Settings, unknown_variables
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
 from iu_listen.targets import Targets
 from iu_listen.targets.python import PythonTarget, load
+from iu_listen.telemetry.health_endpoint import ProgressObserver, health_endpoint, prometheus_text
 from iu_listen.telemetry.live_spans import span_observer
 from iu_listen.telemetry.logs import (
     LogObserver,
@@ -70,6 +72,10 @@ def run(
     ] = None,
     grace_period: Annotated[float | None, Parameter(help="Grace period of a graceful shutdown, in seconds.")] = None,
     log_format: LogFormat = None,
+    http: Annotated[
+        str | None,
+        Parameter(help="Address of the HTTP endpoint with /livez, /readyz and /metrics: PORT, or HOST:PORT."),
+    ] = None,
     app: Annotated[
         str | None,
         Parameter(help="Location of the coroutines to which live routes deliver: module, or module:attribute."),
@@ -89,7 +95,7 @@ def run(
         "worker": worker, "batch_limit": batch_limit, "catch_up": catch_up, "linger": linger,
         "poll_interval": poll_interval, "listen": listen, "listen_dsn": listen_dsn, "session_timeout": session_timeout,
         "grace_period": grace_period,
-        "log_format": "json" if options and options.json else log_format, "app": app,
+        "log_format": "json" if options and options.json else log_format, "http": http, "app": app,
     }  # fmt: skip
     with open_context(options, **overrides) as context:
         configure(context.settings.log_format)
@@ -151,14 +157,24 @@ async def _check_then_serve(
     database = f"{target['database']}, PostgreSQL {target['server_version']}"
     code = EXIT_INTERNAL_ERROR
     try:
-        await serve(
-            context.settings, observers, database, collector=traces, measuring=metrics is not None, targets=targets,
-            batches=samples_all(os.environ), until_idle=until_idle,
-        )  # fmt: skip
+        with _endpoint(context.settings, observers):
+            await serve(
+                context.settings, observers, database, collector=traces, measuring=metrics is not None,
+                targets=targets, batches=samples_all(os.environ), until_idle=until_idle,
+            )  # fmt: skip
         code = 0
     finally:
         close_exporters((spans, metrics, traces))
         exit_timer.begin(code)
+
+
+def _endpoint(settings: Settings, observers: list[Observer]) -> AbstractContextManager[object]:
+    """The HTTP endpoint of the setting ``http``, whose observer is added to the observers."""
+    if not settings.http:
+        return nullcontext()
+    progress = ProgressObserver(settings)
+    observers.append(progress)
+    return health_endpoint(settings.http, progress, prometheus_text(os.environ))
 
 
 def up(*, log_format: LogFormat = None) -> int:

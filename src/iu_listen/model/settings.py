@@ -98,6 +98,10 @@ class Settings:
         True,
         "Call the target of a single new event before the batch that routes it has ended. False: call it afterwards.",
     )
+    http: str = _setting(
+        "",
+        "Address of the HTTP endpoint for probes and scrapes: `PORT` (on 127.0.0.1) or `HOST:PORT`. Empty: none.",
+    )
     app: str | None = _setting(
         None, "Module with the coroutines that are targets of live routes: `module`, or `module:attribute`."
     )

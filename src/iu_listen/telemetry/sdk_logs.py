@@ -49,8 +49,8 @@ class _TemplateHandler(logging.Handler):
         self._say(record.name, words)
 
 
-def _print(who: str, words: str) -> None:
-    sys.stderr.write(f"{who}: {words}\n")
+def _print(source: str, words: str) -> None:
+    sys.stderr.write(f"{source}: {words}\n")
 
 
 def install_sdk_log_filter(
