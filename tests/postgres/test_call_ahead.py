@@ -391,18 +391,27 @@ async def test_a_login_without_the_privilege_delivers_after_the_batch(live):
         assert not any(call.called_ahead for call in recording.calls)
 
 
-async def test_a_consumer_that_stops_gives_an_undecided_call_up(live):
+@pytest.mark.parametrize("ended", [True, False], ids=["ended call", "running call"])
+async def test_a_consumer_that_stops_gives_an_undecided_call_up(live, ended):
     """A consumer ends although the batch of a call ahead does not; the event is delivered later, under the same key.
 
     Fails when: the graceful shutdown waits for a decision that cannot come, or the event is lost.
     """
-    recording = RecordingTarget()
+
+    async def behave(delivery: Delivery) -> None:
+        if _is_ahead(delivery) and not ended:
+            await anyio.sleep_forever()
+
+    recording = RecordingTarget(behave)
     async with connected(live.dsn) as connection:
         await open_route(connection)
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(delivering(live.dsn, recording.target(), batch_deadline=1.0))
+            # The grace period is longer than the test waits, so a consumer that waits for a decision is seen.
+            settings = {"batch_deadline": 1.0, "grace_period": 60.0}
+            await stack.enter_async_context(delivering(live.dsn, recording.target(), **settings))
             async with called_ahead(live.dsn, connection, recording) as event:
-                await stack.aclose()
+                with anyio.fail_after(10):
+                    await stack.aclose()
         async with delivering(live.dsn, recording.target()):
             await wait_until(lambda: attempts(connection, event), "delivered")
         assert [a[:3] for a in await attempts(connection, event)] == [(1, "sent", "delivered")]

@@ -34,7 +34,7 @@ class CallAhead:
     Attributes:
         ledger: The in-flight deliveries.
         calls: The calls of the consumer.
-        taken: Removes deliveries whose outcomes are not recorded.
+        taken: Removes deliveries without a record of their outcomes.
         settle_wake: Wakes the task that settles outcomes.
         batch_over: Whether the batch of the last deliveries that were called ahead has ended.
     """
@@ -78,7 +78,7 @@ class CallAhead:
 
         Args:
             session: The delivery session.
-            draining: True: the consumer stops. Then a call whose event is not decided is given up; the event is routed
+            draining: True: the consumer stops. Then a call of an undecided event is given up; the event is routed
                 and delivered later, with the same idempotency key.
         """
         for called in list(self.ledger.unconfirmed.values()) if self.batch_over else ():

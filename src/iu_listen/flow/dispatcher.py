@@ -157,7 +157,7 @@ class Dispatcher:
         Args:
             batch: The context of the batch.
         """
-        if self._settings.call_ahead and batch.requests and self._session_tasks is not None:
+        if batch.requests and self._session_tasks is not None:
             session, tasks = self._session_tasks
             answered = anyio.Event()
             tasks.start_soon(self._call_ahead, session, batch, answered)

@@ -56,7 +56,7 @@ class Intake:
         lease: The delivery lease.
         quarantine: Decides how many deliveries may be taken, and which are attempted alone.
         ahead: The deliveries that were called ahead.
-        unblocked: Subjects whose next delivery is requested.
+        unblocked: Subjects for which the next delivery is requested.
         taken: Accepts deliveries, and gives them back.
         targets: The targets of routes.
         pauses: Reports paused routes.
@@ -165,7 +165,7 @@ class Intake:
         """
         started = self.clock()
         found = await session.peek(batch.requests)
-        if batch.over or self.ledger or not self.lease.held or self.draining or self.quarantine.cautious(self.clock()):
+        if batch.over or not self.lease.held or self.draining or self.quarantine.cautious(self.clock()):
             return
         usable = [
             t for t in found if t.delivery.route in self.routes and not self.routes[t.delivery.route].state.paused_by

@@ -122,7 +122,7 @@ class TakenDeliveries:
         self._unblocked.forget()
 
     def give_up_call(self, taken: TakenDelivery) -> None:
-        """Give up a delivery whose call is running: it is cancelled, and its outcome is not recorded."""
+        """Give up a delivery during its call: the call is cancelled, and its outcome is not recorded."""
         self._calls.give_up(taken)
         self._ledger.remove(taken.delivery.id)
 
