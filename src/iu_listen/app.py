@@ -41,8 +41,8 @@ from iu_listen.postgres.earlier_sessions import EarlierSessions
 from iu_listen.postgres.listener import listener_session
 from iu_listen.postgres.metrics import metrics_session
 from iu_listen.postgres.monitor import monitor_session
-from iu_listen.postgres.queries import value
-from iu_listen.postgres.session import session
+from iu_listen.postgres.session import ask, session
+from iu_listen.postgres.sqlfiles import query
 from iu_listen.postgres.trace import trace_session
 from iu_listen.postgres.worker import worker_session
 from iu_listen.targets import Targets
@@ -268,11 +268,12 @@ class Consumer:
         Raises:
             TimeoutError: There is still something to do after ``seconds`` seconds.
         """
+        looks = query("is_drained")
         with anyio.fail_after(seconds):
             while True:
                 try:
                     async with session(self._settings.dsn, name="iu-listen drained") as connection:
-                        while not await value(connection, "is_drained", self._settings.worker):  # noqa: ASYNC110
+                        while not await ask(connection, self._settings.deadline, looks, self._settings.worker):  # noqa: ASYNC110
                             await anyio.sleep(DRAIN_INTERVAL)
                         return
                 except (DatabaseUnreachable, SessionLost):

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cli.command import Done, execute, refused, rows, run, running, seen, value
+from cli.command import Done, execute, holding, on_one_server, refused, rows, run, running, seen, value
 
 #: Passwords with characters that users forget to percent-encode.
 UNENCODED = ["S3cretPart#rest", "S3cretPart/rest", "S3cretPart?rest", "S3[cretPart", "S3cret@Part", "31415/S3cretPart"]
@@ -198,3 +198,17 @@ def test_our_sessions_keep_their_names(parts, own_server):
         )
         assert "mine" not in {row[0] for row in names}
         assert consumer.end() == 0
+
+
+@on_one_server
+@pytest.mark.parametrize("command", [("run",), ("health",), ("health", "--here")], ids=" ".join)
+def test_a_command_that_nobody_watches_does_not_wait_forever(live, command):
+    """The start of a consumer and its health check end with exit code 3 if the database does not answer.
+
+    Fails when: a consumer that a supervisor starts, or a probe, waits for an answer without a limit, as on a path that
+    accepts data and forwards none.
+    """
+    tables = "lock table iu_migration, iu_consumer_heartbeat in access exclusive mode"
+    with holding(live.dsn, tables), running(*command, dsn=live.dsn, env={"IU_LISTEN_DEADLINE": "1"}) as started:
+        assert started.ended(20) == 3
+        assert "the server did not answer within 1 s" in started.said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -46,9 +47,15 @@ class CommandContext:
     programs: tuple[Path, ...]
     server: embedded.Server | None
 
-    def session(self, name: str = "iu-listen cli") -> AbstractAsyncContextManager[Connection]:
-        """A session for the duration of a command."""
-        return session(self.settings.dsn, name=name, deadline=self.settings.deadline)
+    def session(self, name: str = "iu-listen cli", *, bounded: bool = False) -> AbstractAsyncContextManager[Connection]:
+        """A session for the duration of a command.
+
+        Args:
+            name: The application_name.
+            bounded: True: the block ends with DatabaseUnreachable after the setting ``deadline``.
+        """
+        deadline = self.settings.deadline
+        return session(self.settings.dsn, name=name, deadline=deadline, longest=deadline if bounded else math.inf)
 
 
 @contextmanager
@@ -112,9 +119,12 @@ def _programs() -> Iterator[Path]:
 
 @asynccontextmanager
 async def connected(
-    options: ConnectionOptions | None, *, create: bool = False, **overrides: Any
+    options: ConnectionOptions | None, *, create: bool = False, bounded: bool = False, **overrides: Any
 ) -> AsyncIterator[tuple[CommandContext, Connection]]:
-    """The database of a command, and one session to it; the arguments and errors are those of open_context()."""
+    """The database of a command, and one session to it; the arguments and errors are those of open_context().
+
+    With ``bounded`` the block ends as CommandContext.session() says.
+    """
     with open_context(options, create=create, **overrides) as context:
-        async with context.session() as connection:
+        async with context.session(bounded=bounded) as connection:
             yield context, connection

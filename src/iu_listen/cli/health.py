@@ -52,7 +52,7 @@ def health(
     """
 
     async def check() -> dict[str, Any]:
-        async with connected(options, worker=worker) as (context, connection):
+        async with connected(options, worker=worker, bounded=True) as (context, connection):
             name = context.settings.worker
             if not here:
                 package = await requirements.require_package(connection)

@@ -126,7 +126,7 @@ async def _check_then_serve(
     app = context.settings.app
     if functions is None:
         functions = load(app) if app else ()
-    async with context.session() as connection:
+    async with context.session(bounded=True) as connection:
         await requirements.require_primary(connection)
         await requirements.require_package(connection)
         await requirements.require_worker(connection, context.settings.worker)

@@ -9,6 +9,7 @@ Two rules follow from issues of PostgreSQL drivers (docs/why/sessions.md):
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import ssl
@@ -201,17 +202,31 @@ _REACH_HINT: Final = "Check that the server is running, and that host and port i
 
 
 @asynccontextmanager
-async def session(dsn: str | None, *, name: str, deadline: float = 10, **options: Any) -> AsyncIterator[Connection]:
+async def session(
+    dsn: str | None, *, name: str, deadline: float = 10, longest: float = math.inf, **options: Any
+) -> AsyncIterator[Connection]:
     """A session for the duration of a command, with the arguments and errors of connect().
 
+    Args:
+        dsn: As in connect().
+        name: As in connect().
+        deadline: As in connect().
+        longest: Longest duration of the block, in seconds, for a command that nobody watches. A path that accepts all
+            data and forwards none looks like a statement that takes long.
+        options: Further arguments of connect().
+
     Raises:
-        DatabaseUnreachable: The session was lost during the command.
+        DatabaseUnreachable: The session was lost during the command, or the block took longer than ``longest``.
         Refused: The server answered a statement of the command with an error.
     """
     connection = await connect(dsn, name=name, deadline=deadline, **options)
     try:
-        with _translate_for_command():
+        with _translate_for_command(), anyio.move_on_after(longest) as scope:
             yield connection
+        if scope.cancelled_caught:
+            raise DatabaseUnreachable(
+                f"the server did not answer within {longest:g} s", "Check the path to the server, and its load."
+            )
     finally:
         connection.terminate()
 
