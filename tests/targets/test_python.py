@@ -12,7 +12,7 @@ from iu_listen.model.errors import ConfigurationError
 from iu_listen.targets.python import load
 
 MODULE = """
-import httpcore
+import httpcore2
 from iu_listen import Delivery, target
 
 @target("crm")
@@ -27,7 +27,7 @@ def test_no_file_in_the_current_directory_takes_the_place_of_a_library(tmp_path)
     Fails when: the current directory is searched first, and not last.
     """
     (tmp_path / "my_targets.py").write_text(MODULE)
-    (tmp_path / "httpcore.py").write_text("raise SystemExit('the file in the directory ran')\n")
+    (tmp_path / "httpcore2.py").write_text("raise SystemExit('the file in the directory ran')\n")
     code = "from iu_listen.targets.python import load; print([target.name for target in load('my_targets')])"
     # -P: the installed command does not search the directory of its script either.
     done = subprocess.run(

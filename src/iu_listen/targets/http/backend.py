@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import anyio
-import httpcore
+import httpcore2
 
 from iu_listen.model.delivery import Unavailable
 from iu_listen.targets.guard import Guard, Resolve, allowed, resolve
 
 
-class GuardedBackend(httpcore.AsyncNetworkBackend):
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
     """Opens connections only to addresses that were checked: a name is resolved once for each connection.
 
     An error before a request is sent becomes Unavailable, with the code ``dns``, ``address_refused``, ``connect`` or
@@ -27,7 +27,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     def __init__(self, guard: Guard, resolve: Resolve = resolve) -> None:
         self._guard = guard
         self._resolve = resolve
-        self._inner = httpcore.AnyIOBackend()
+        self._inner = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -36,7 +36,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         """Connect to a host within ``timeout`` seconds; its addresses are tried one after another.
 
         Raises:
@@ -50,7 +50,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 share = (scope.deadline - anyio.current_time()) / left
                 try:
                     stream = await self._inner.connect_tcp(addresses[-left], port, share, local_address, socket_options)
-                except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                     kind = type(_root(error)).__name__
                 else:
                     return _Stream(stream, host)
@@ -58,10 +58,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         raise Unavailable(f"no connection to {host}, port {port}, within {timeout:g} s", code="connect")
 
 
-class _Stream(httpcore.AsyncNetworkStream):
+class _Stream(httpcore2.AsyncNetworkStream):
     """A connection that distinguishes errors of TLS from errors of the network."""
 
-    def __init__(self, inner: httpcore.AsyncNetworkStream, host: str) -> None:
+    def __init__(self, inner: httpcore2.AsyncNetworkStream, host: str) -> None:
         self._inner = inner
         self._host = host
 
@@ -76,16 +76,16 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.AsyncNetworkStream:
+    ) -> httpcore2.AsyncNetworkStream:
         try:
             return await self._inner.start_tls(ssl_context, server_hostname, timeout)
-        except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+        except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
             root = _root(error)
             # The text comes from OpenSSL and concerns the certificate or the protocol; it contains no secrets.
             why = getattr(root, "verify_message", "") or getattr(root, "reason", "") or type(root).__name__
             raise Unavailable(f"TLS with {self._host} failed: {why}", code="tls") from None
         except BaseException:
-            # After a cancellation httpcore would leave the connection to the garbage collector.
+            # After a cancellation httpcore2 would leave the connection to the garbage collector.
             with anyio.CancelScope(shield=True):
                 await self._inner.aclose()
             raise

@@ -1,6 +1,6 @@
 """A pool of connections to one origin, and the limited reading of answers.
 
-The pool of httpcore examines all its connections for each request, which is most of the work with 50 connections. Here
+The pool of httpcore2 examines all its connections for each request, which is most of the work with 50 connections. Here
 all connections have the same origin, so a stack of free connections is enough.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import anyio
-import httpcore
+import httpcore2
 
 from iu_listen.model.delivery import Unavailable
 from iu_listen.targets.guard import HttpOrigin
@@ -53,7 +53,7 @@ class _PooledConnection:
     """A connection of the pool.
 
     Attributes:
-        connection: The connection of httpcore.
+        connection: The connection of httpcore2.
         users: Number of requests that use it.
         free: Whether it is among the connections that a request may take.
         left: Whether a request left it before the end of an answer, so that it must not be used again.
@@ -62,7 +62,7 @@ class _PooledConnection:
         failure: The reason why connecting failed; None: it did not fail.
     """
 
-    connection: httpcore.AsyncHTTPConnection
+    connection: httpcore2.AsyncHTTPConnection
     users: int = 0
     free: bool = False
     left: bool = False
@@ -82,9 +82,9 @@ class HttpPool:
     """
 
     def __init__(
-        self, address: HttpOrigin, tls: ssl.SSLContext, http2: bool, backend: httpcore.AsyncNetworkBackend
+        self, address: HttpOrigin, tls: ssl.SSLContext, http2: bool, backend: httpcore2.AsyncNetworkBackend
     ) -> None:
-        self._origin = httpcore.Origin(address.scheme.encode(), address.host.encode(), address.port)
+        self._origin = httpcore2.Origin(address.scheme.encode(), address.host.encode(), address.port)
         self._tls = tls
         self._http2 = http2
         self._backend = backend
@@ -107,9 +107,9 @@ class HttpPool:
 
         Raises:
             Unavailable: No connection could be opened.
-            httpcore.NetworkError, httpcore.ProtocolError: The connection failed before a status arrived.
+            httpcore2.NetworkError, httpcore2.ProtocolError: The connection failed before a status arrived.
         """
-        url = httpcore.URL(
+        url = httpcore2.URL(
             scheme=self._origin.scheme, host=self._origin.host, port=self._origin.port, target=path.encode()
         )
         fields = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -123,10 +123,10 @@ class HttpPool:
                     method, url, headers=fields, content=body, extensions=extensions
                 ) as response:
                     answer = await _read(response, most)
-            except httpcore.ConnectionNotAvailable:
+            except httpcore2.ConnectionNotAvailable:
                 # The connection uses HTTP/1.1 instead of HTTP/2 and another request took it, or it was just closed.
                 continue
-            except (httpcore.NetworkError, httpcore.ProtocolError):
+            except (httpcore2.NetworkError, httpcore2.ProtocolError):
                 # The server may close an idle connection at the moment of its use. Such an error is not caused by the
                 # event, so the request is repeated once, on a new connection.
                 if again or not line.used:
@@ -189,7 +189,7 @@ class HttpPool:
             else:
                 await self._drop(line)
         line = _PooledConnection(
-            httpcore.AsyncHTTPConnection(
+            httpcore2.AsyncHTTPConnection(
                 self._origin, self._tls, IDLE_TIMEOUT, http2=self._http2, network_backend=self._backend
             )
         )
@@ -230,7 +230,7 @@ class HttpPool:
             await line.connection.aclose()
 
 
-async def _read(response: httpcore.Response, most: int) -> HttpAnswer:
+async def _read(response: httpcore2.Response, most: int) -> HttpAnswer:
     """Read an answer. An error while reading the body is ignored: the outcome depends on the status only."""
     got, whole = bytearray(), False
     left = anyio.current_effective_deadline() - anyio.current_time()
@@ -242,7 +242,7 @@ async def _read(response: httpcore.Response, most: int) -> HttpAnswer:
                 if len(got) > most:
                     reading.cancel()
             whole = len(got) <= most
-        except (httpcore.NetworkError, httpcore.ProtocolError):
+        except (httpcore2.NetworkError, httpcore2.ProtocolError):
             pass
     headers = {name.lower(): value for name, value in response.headers}
     return HttpAnswer(response.status, headers, bytes(got[:most]), whole)

@@ -1,7 +1,7 @@
 """Webhooks: an event as a CloudEvent in an HTTP request, signed as Standard Webhooks specifies.
 
-The client is httpcore, the lower layer of httpx. The features that httpx adds must not take effect here: redirects to
-other hosts, proxies of the environment, cookies, and decompression of answers. Also, only the interface of httpcore
+The client is httpcore2, the lower layer of httpx. The features that httpx adds must not take effect here: redirects to
+other hosts, proxies of the environment, cookies, and decompression of answers. Also, only the interface of httpcore2
 lets a program choose the checked address of a connection (guard.py).
 """
 
@@ -14,7 +14,7 @@ from typing import Any, Final
 from urllib.parse import quote, urljoin
 
 import anyio
-import httpcore
+import httpcore2
 
 from iu_listen.flow.ports import Target
 from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Unavailable
@@ -47,15 +47,15 @@ STATUS_OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
     4: Unavailable,
 }
 
-#: Code and text for errors during a request. The text of httpcore is not used, because it may contain headers.
+#: Code and text for errors during a request. The text of httpcore2 is not used, because it may contain headers.
 _REQUEST_ERRORS: Final[Mapping[type[Exception], tuple[str, str]]] = {
-    httpcore.TimeoutException: ("timeout", "no answer in time"),
-    httpcore.NetworkError: ("disconnect", "the connection was lost before the answer"),
-    httpcore.RemoteProtocolError: (
+    httpcore2.TimeoutException: ("timeout", "no answer in time"),
+    httpcore2.NetworkError: ("disconnect", "the connection was lost before the answer"),
+    httpcore2.RemoteProtocolError: (
         "disconnect",
         "the receiver closed the connection before it answered, or its answer is not HTTP",
     ),
-    httpcore.ProtocolError: ("disconnect", "the connection is not usable any more"),
+    httpcore2.ProtocolError: ("disconnect", "the connection is not usable any more"),
 }
 
 
