@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 import anyio
 import httpcore2
 
 from iu_listen.model.delivery import Unavailable
 from iu_listen.targets.guard import Guard, Resolve, allowed, resolve
+
+#: What a connection to an address results in.
+Connected = TypeVar("Connected")
 
 
 class GuardedBackend(httpcore2.AsyncNetworkBackend):
@@ -42,6 +45,22 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
         Raises:
             Unavailable: The host has no address or none that is allowed, or none of them answers.
         """
+        stream = await self.first(
+            host,
+            port,
+            timeout,
+            lambda address: self._inner.connect_tcp(address, port, None, local_address, socket_options),
+        )
+        return _Stream(stream, host)
+
+    async def first(
+        self, host: str, port: int, timeout: float | None, connect: Callable[[str], Awaitable[Connected]]
+    ) -> Connected:
+        """The result of ``connect`` for the first allowed address of a host that answers, within ``timeout`` seconds.
+
+        Raises:
+            Unavailable: The host has no address or none that is allowed, or none of them answers.
+        """
         with anyio.move_on_after(timeout) as scope:
             addresses = await allowed(self._guard, host, port, self._resolve)
             kind = ""
@@ -49,11 +68,10 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
                 # An address that does not answer must not use up the time of the others.
                 share = (scope.deadline - anyio.current_time()) / left
                 try:
-                    stream = await self._inner.connect_tcp(addresses[-left], port, share, local_address, socket_options)
-                except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                    with anyio.fail_after(share):
+                        return await connect(addresses[-left])
+                except (OSError, httpcore2.ConnectError) as error:
                     kind = type(_root(error)).__name__
-                else:
-                    return _Stream(stream, host)
             raise Unavailable(f"no connection to {host}, port {port}: {kind}", code="connect")
         raise Unavailable(f"no connection to {host}, port {port}, within {timeout:g} s", code="connect")
 
@@ -80,10 +98,7 @@ class _Stream(httpcore2.AsyncNetworkStream):
         try:
             return await self._inner.start_tls(ssl_context, server_hostname, timeout)
         except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
-            root = _root(error)
-            # The text comes from OpenSSL and concerns the certificate or the protocol; it contains no secrets.
-            why = getattr(root, "verify_message", "") or getattr(root, "reason", "") or type(root).__name__
-            raise Unavailable(f"TLS with {self._host} failed: {why}", code="tls") from None
+            raise tls_failure(self._host, _root(error)) from None
         except BaseException:
             # After a cancellation httpcore2 would leave the connection to the garbage collector.
             with anyio.CancelScope(shield=True):
@@ -92,6 +107,13 @@ class _Stream(httpcore2.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
+
+
+def tls_failure(host: str, error: BaseException) -> Unavailable:
+    """The outcome of a TLS handshake that failed with this error."""
+    # The text comes from OpenSSL and concerns the certificate or the protocol; it contains no secrets.
+    why = getattr(error, "verify_message", "") or getattr(error, "reason", "") or type(error).__name__
+    return Unavailable(f"TLS with {host} failed: {why}", code="tls")
 
 
 def _root(error: BaseException) -> BaseException:

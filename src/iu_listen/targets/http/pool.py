@@ -1,30 +1,45 @@
-"""A pool of connections to one origin, and the limited reading of answers.
+"""A pool of connections to one origin. All its connections have the same origin, so a stack of free ones is enough.
 
-The pool of httpcore2 examines all its connections for each request, which is most of the work with 50 connections. Here
-all connections have the same origin, so a stack of free connections is enough.
+The pool knows no HTTP client: http1.py and http2.py implement its connections.
 """
 
 from __future__ import annotations
 
-import logging
-import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import anyio
-import httpcore2
 
-from iu_listen.model.delivery import Unavailable
-from iu_listen.targets.guard import HttpOrigin
+from iu_listen.model.delivery import Failed
 
 #: Longest wait for the rest of an answer after its status, in seconds; at most half of the time to the deadline.
 BODY_TIMEOUT: Final = 5.0
 #: Time after which an idle connection is closed, in seconds. Servers that use Node.js close theirs after 5 seconds.
 IDLE_TIMEOUT: Final = 4.0
 
-# At level DEBUG hpack logs all headers, which may contain a token.
-logging.getLogger("hpack").setLevel(logging.INFO)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRequest:
+    """A request to the origin of a pool.
+
+    Attributes:
+        method: HTTP method.
+        path: Path with query.
+        headers: All headers, with Host and Content-Length, in ASCII.
+        body: Body of the request.
+        connect: Longest wait for a connection, and for its TLS handshake, in seconds.
+        most: Largest number of bytes to read of the body of the answer. If the answer is longer, the connection is not
+            used again.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+    connect: float
+    most: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,93 +63,111 @@ class HttpAnswer:
         return self.headers.get(name.encode(), b"").decode("latin-1")
 
 
+class Disconnected(Failed):
+    """The connection failed before a status arrived. The texts of HTTP clients are not used: they may have headers."""
+
+    LOST: Final = "the connection was lost before the answer"
+    NO_ANSWER: Final = "the receiver closed the connection before it answered, or its answer is not HTTP"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, code="disconnect")
+
+
+class NotAvailable(Exception):
+    """The connection cannot carry this request, and nothing was sent."""
+
+
+class HttpConnection(Protocol):
+    """A connection, which its first request opens."""
+
+    def is_available(self) -> bool:
+        """Whether a request can be sent now; for the first request, whether it can be shared before it is open."""
+        ...
+
+    def is_closed(self) -> bool:
+        """Whether the connection is closed, or could not be opened."""
+        ...
+
+    async def ask(self, request: HttpRequest) -> HttpAnswer:
+        """Send a request, and read its answer. An error while reading the body is ignored: only the status counts.
+
+        Raises:
+            Unavailable: No connection could be opened.
+            Disconnected: The connection failed before a status arrived.
+            NotAvailable: Nothing was sent.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection at once."""
+        ...
+
+
+def body_timeout() -> float:
+    """Longest wait for the rest of an answer from now on, in seconds."""
+    return min(BODY_TIMEOUT, (anyio.current_effective_deadline() - anyio.current_time()) / 2)
+
+
 @dataclass(slots=True, eq=False)
 class _PooledConnection:
     """A connection of the pool.
 
     Attributes:
-        connection: The connection of httpcore2.
+        connection: The connection itself.
         users: Number of requests that use it.
         free: Whether it is among the connections that a request may take.
         left: Whether a request left it before the end of an answer, so that it must not be used again.
         used: Whether it has already carried an answer.
-        opened: Set when connecting has succeeded or failed.
-        failure: The reason why connecting failed; None: it did not fail.
+        expires: Time at which it has been idle for IDLE_TIMEOUT, by the clock of the event loop.
     """
 
-    connection: httpcore2.AsyncHTTPConnection
+    connection: HttpConnection
     users: int = 0
     free: bool = False
     left: bool = False
     used: bool = False
-    opened: anyio.Event = field(default_factory=anyio.Event)
-    failure: Unavailable | None = None
+    expires: float = math.inf
+
+    def has_expired(self) -> bool:
+        return not self.users and self.expires < anyio.current_time()
 
 
 class HttpPool:
-    """Connections to one origin: one for each concurrent request, or with HTTP/2 one for all requests.
+    """Connections to one origin: one for each concurrent request, or one for all requests.
 
     Args:
-        address: The URL with the origin.
-        tls: The TLS context with the trusted CA certificates.
-        http2: Whether HTTP/2 is offered to the server.
-        backend: Opens the connections.
+        connection: Returns a new connection, which is not open yet.
+        shared: Whether a connection carries several requests at once (HTTP/2).
     """
 
-    def __init__(
-        self, address: HttpOrigin, tls: ssl.SSLContext, http2: bool, backend: httpcore2.AsyncNetworkBackend
-    ) -> None:
-        self._origin = httpcore2.Origin(address.scheme.encode(), address.host.encode(), address.port)
-        self._tls = tls
-        self._http2 = http2
-        self._backend = backend
+    def __init__(self, connection: Callable[[], HttpConnection], shared: bool) -> None:
+        self._connection = connection
+        self._shared = shared
         self._connections: set[_PooledConnection] = set()
         #: The connections that a request may take. The one that was used last is taken first, so the others can expire.
         self._free: list[_PooledConnection] = []
 
-    async def ask(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, *, connect: float, most: int
-    ) -> HttpAnswer:
-        """Send a request, and read at most ``most`` bytes of the body of its answer.
-
-        Args:
-            method: HTTP method.
-            path: Path with query.
-            headers: All headers, with Host and Content-Length, in ASCII.
-            body: Body of the request.
-            connect: Longest wait for a connection, and for its TLS handshake, in seconds.
-            most: Largest number of bytes to read. If the answer is longer, the connection is not used again.
+    async def ask(self, request: HttpRequest) -> HttpAnswer:
+        """Send a request, and read its answer.
 
         Raises:
             Unavailable: No connection could be opened.
-            httpcore2.NetworkError, httpcore2.ProtocolError: The connection failed before a status arrived.
+            Failed: The connection failed before a status arrived.
         """
-        url = httpcore2.URL(
-            scheme=self._origin.scheme, host=self._origin.host, port=self._origin.port, target=path.encode()
-        )
-        fields = [(name.encode(), value.encode()) for name, value in headers.items()]
         again = False
         while True:
             line = await self._take(fresh=again)
             line.users += 1
             try:
-                extensions = {"timeout": {"connect": connect}} | await self._opening(line)
-                async with line.connection.stream(
-                    method, url, headers=fields, content=body, extensions=extensions
-                ) as response:
-                    answer = await _read(response, most)
-            except httpcore2.ConnectionNotAvailable:
-                # The connection uses HTTP/1.1 instead of HTTP/2 and another request took it, or it was just closed.
+                answer = await line.connection.ask(request)
+            except NotAvailable:
                 continue
-            except (httpcore2.NetworkError, httpcore2.ProtocolError):
+            except Disconnected:
                 # The server may close an idle connection at the moment of its use. Such an error is not caused by the
                 # event, so the request is repeated once, on a new connection.
                 if again or not line.used:
                     raise
                 again = True
-            except Unavailable as error:
-                line.failure = error
-                raise
             except anyio.get_cancelled_exc_class():
                 line.left = True
                 raise
@@ -143,7 +176,6 @@ class HttpPool:
                 line.left |= not answer.whole
                 return answer
             finally:
-                line.opened.set()
                 line.users -= 1
                 await self._give(line)
 
@@ -153,48 +185,22 @@ class HttpPool:
             await self._connections.pop().connection.aclose()
         self._free.clear()
 
-    async def _opening(self, line: _PooledConnection) -> dict[str, Any]:
-        """Let the first request on a new HTTP/2 connection open it, while the others wait for the result.
-
-        Without this, each of them in turn would wait for a connection that cannot be opened.
-
-        Returns:
-            The extensions for the request.
-        """
-        if not self._http2 or line.opened.is_set():
-            return {}
-        if line.users > 1:
-            await line.opened.wait()
-            if line.failure is not None:
-                raise Unavailable(line.failure.reason, code=line.failure.code)
-            return {}
-
-        async def happens(event: str, _: object) -> None:
-            if event == "connection.start_tls.complete":
-                line.opened.set()
-
-        return {"trace": happens}
-
     async def _take(self, fresh: bool) -> _PooledConnection:
         """A free connection, or a new one if none is usable; with ``fresh`` only one that has carried no answer yet."""
         while self._free:
             line = self._free[-1]
-            usable = line.connection.is_available() and not line.connection.has_expired()
+            usable = line.connection.is_available() and not line.has_expired()
             if usable and not (fresh and line.used):
-                if not self._http2:
+                if not self._shared:
                     self._withhold(line)
                 return line
             if line.users:
                 self._withhold(line)
             else:
                 await self._drop(line)
-        line = _PooledConnection(
-            httpcore2.AsyncHTTPConnection(
-                self._origin, self._tls, IDLE_TIMEOUT, http2=self._http2, network_backend=self._backend
-            )
-        )
+        line = _PooledConnection(self._connection())
         self._connections.add(line)
-        if self._http2:
+        if self._shared:
             self._offer(line)
         return line
 
@@ -208,10 +214,12 @@ class HttpPool:
             self._withhold(line)
             if not line.users:
                 await self._drop(line)
-        elif not line.free and line.connection.is_available():
-            self._offer(line)
+        else:
+            line.expires = anyio.current_time() + IDLE_TIMEOUT
+            if not line.free and line.connection.is_available():
+                self._offer(line)
         # The connection at the bottom of the stack has been idle for the longest time.
-        if self._free and self._free[0].connection.has_expired():
+        if self._free and self._free[0].has_expired():
             await self._drop(self._free[0])
 
     def _offer(self, line: _PooledConnection) -> None:
@@ -228,21 +236,3 @@ class HttpPool:
         self._connections.discard(line)
         with anyio.CancelScope(shield=True):
             await line.connection.aclose()
-
-
-async def _read(response: httpcore2.Response, most: int) -> HttpAnswer:
-    """Read an answer. An error while reading the body is ignored: the outcome depends on the status only."""
-    got, whole = bytearray(), False
-    left = anyio.current_effective_deadline() - anyio.current_time()
-    # A cancellation ends reading before the end of the body and leaves the connection in a clean state.
-    with anyio.move_on_after(min(BODY_TIMEOUT, left / 2)) as reading:
-        try:
-            async for chunk in response.aiter_stream():
-                got += chunk[: most + 1 - len(got)]
-                if len(got) > most:
-                    reading.cancel()
-            whole = len(got) <= most
-        except (httpcore2.NetworkError, httpcore2.ProtocolError):
-            pass
-    headers = {name.lower(): value for name, value in response.headers}
-    return HttpAnswer(response.status, headers, bytes(got[:most]), whole)

@@ -1,8 +1,7 @@
 """Webhooks: an event as a CloudEvent in an HTTP request, signed as Standard Webhooks specifies.
 
-The client is httpcore2, the lower layer of httpx. The features that httpx adds must not take effect here: redirects to
-other hosts, proxies of the environment, cookies, and decompression of answers. Also, only the interface of httpcore2
-lets a program choose the checked address of a connection (guard.py).
+The connections are those of http1.py, or of http2.py if the route offers HTTP/2. They follow no redirects, use no
+proxies of the environment and no cookies, and do not decompress answers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any, Final
 from urllib.parse import quote, urljoin
 
 import anyio
-import httpcore2
 
 from iu_listen.flow.ports import Target
 from iu_listen.model.delivery import Delivery, DeliveryError, Failed, Reject, Unavailable
@@ -23,8 +21,10 @@ from iu_listen.model.secrets import Secrets
 from iu_listen.targets.cloudevents import MODES, header_value
 from iu_listen.targets.guard import HttpOrigin, Resolve, resolve
 from iu_listen.targets.http.backend import GuardedBackend
+from iu_listen.targets.http.http1 import Http1Connection
+from iu_listen.targets.http.http2 import Http2Connection
 from iu_listen.targets.http.options import HttpOptions, read_options
-from iu_listen.targets.http.pool import HttpAnswer, HttpPool
+from iu_listen.targets.http.pool import HttpAnswer, HttpPool, HttpRequest
 
 #: Longest wait for a connection, and for its TLS handshake, in seconds. A third of the deadline is used if it is less,
 #: so that both together stay below the deadline.
@@ -47,17 +47,6 @@ STATUS_OUTCOMES: Final[Mapping[int, type[DeliveryError]]] = {
     4: Unavailable,
 }
 
-#: Code and text for errors during a request. The text of httpcore2 is not used, because it may contain headers.
-_REQUEST_ERRORS: Final[Mapping[type[Exception], tuple[str, str]]] = {
-    httpcore2.TimeoutException: ("timeout", "no answer in time"),
-    httpcore2.NetworkError: ("disconnect", "the connection was lost before the answer"),
-    httpcore2.RemoteProtocolError: (
-        "disconnect",
-        "the receiver closed the connection before it answered, or its answer is not HTTP",
-    ),
-    httpcore2.ProtocolError: ("disconnect", "the connection is not usable any more"),
-}
-
 
 class HttpTarget:
     """Delivers events to one URL. Implements flow.ports.Target.
@@ -73,7 +62,9 @@ class HttpTarget:
     ) -> None:
         self._options = options
         self._clock = clock
-        self._pool = HttpPool(options.address, options.tls, options.http2, GuardedBackend(options.guard, resolve))
+        backend = GuardedBackend(options.guard, resolve)
+        kind = Http2Connection if options.http2 else Http1Connection
+        self._pool = HttpPool(lambda: kind(options.address, options.tls, backend), shared=options.http2)
 
     def __repr__(self) -> str:
         return f"HttpTarget({self._options.address.scheme}://{self._options.address.authority})"
@@ -95,9 +86,6 @@ class HttpTarget:
                 answer = await self._follow(headers, body, min(MAX_CONNECT_TIMEOUT, delivery.deadline / 3))
         except TimeoutError:
             raise Failed(f"no answer within {delivery.deadline:g} s", code="timeout") from None
-        except tuple(_REQUEST_ERRORS) as error:
-            code, words = next(said for kind, said in _REQUEST_ERRORS.items() if isinstance(error, kind))
-            raise Failed(words, code=code) from None
         self._settle(answer)
 
     async def aclose(self) -> None:
@@ -146,9 +134,15 @@ class HttpTarget:
         return await self._ask(address, headers, body, connect)
 
     async def _ask(self, address: HttpOrigin, headers: Mapping[str, str], body: bytes, connect: float) -> HttpAnswer:
-        options = self._options
         return await self._pool.ask(
-            options.method, address.path, headers, body, connect=connect, most=options.max_response
+            HttpRequest(
+                method=self._options.method,
+                path=address.path,
+                headers=headers,
+                body=body,
+                connect=connect,
+                most=self._options.max_response,
+            )
         )
 
     def _settle(self, answer: HttpAnswer) -> None:
