@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import partial
 from itertools import count
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy import BigInteger, Column, MetaData, Table, event
 from sqlalchemy.orm import Session, UOWTransaction, make_transient_to_detached, registry
@@ -26,6 +26,7 @@ from sqlalchemy.orm.attributes import flag_dirty
 
 from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.producer.emit import event_row, write_rows
+from iu_listen.producer.event_id import new_event_id
 from iu_listen.producer.payload import payload_json
 from iu_listen.producer.trace_context import class_names, current_traceparent
 
@@ -105,7 +106,7 @@ def collect(
         TypeError: The object is no session of SQLAlchemy.
     """
     session = _sync_session(session)
-    event_id = id or uuid4()
+    event_id = id or new_event_id()
     finish = partial(
         event_row, event_id, event_type, subject_type=subject_type, address=address, actor=actor, source=source,
         correlation=correlation, occurred_at=occurred_at, domain=domain, traceparent=current_traceparent(),

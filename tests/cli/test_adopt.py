@@ -255,7 +255,7 @@ def test_bad_input_names_the_remedy(neutral, live):
     ],
 )
 def test_verify_names_a_broken_adoption(neutral, change, problem):
-    """verify and adopt name an adopted table whose rows are not copied any more, or not as planned; --remove ends it."""
+    """verify and adopt name an adopted table that is not copied any more, or not as planned; --remove ends it."""
     table = shop(neutral)
     ok("adopt", "--table", table, "--yes", dsn=neutral)
     ok("verify", dsn=neutral)

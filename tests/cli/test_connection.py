@@ -202,7 +202,7 @@ def test_our_sessions_keep_their_names(parts, own_server):
 
 @on_one_server
 @pytest.mark.parametrize("command", [("run",), ("health",), ("health", "--here")], ids=" ".join)
-def test_a_command_that_nobody_watches_does_not_wait_forever(live, command):
+def test_an_unattended_command_does_not_wait_forever(live, command):
     """The start of a consumer and its health check end with exit code 3 if the database does not answer.
 
     Fails when: a consumer that a supervisor starts, or a probe, waits for an answer without a limit, as on a path that

@@ -51,7 +51,7 @@ async def blocked_batches(dsn: str) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def called_ahead(dsn: str, connection: asyncpg.Connection, recording: RecordingTarget) -> AsyncIterator[UUID]:
-    """An event whose target was called, and whose batch waits until the end of the block.
+    """An event after the call of its target; its batch waits until the end of the block.
 
     An event takes the normal path if another session writes WAL at that moment; then the next one is tried.
     """
@@ -155,7 +155,7 @@ async def test_a_peek_is_empty_unless_everything_is_certain(live, change):
         assert await peek(connection) == []
 
 
-async def test_an_event_whose_commit_may_be_lost_is_not_called_ahead(live):
+async def test_an_event_with_a_commit_that_may_be_lost_is_not_called_ahead(live):
     """An event that was committed with synchronous_commit = off is visible before it is durable.
 
     Fails when: the peek does not compare the WAL that was written with the WAL that was flushed.

@@ -117,7 +117,7 @@ async def test_a_receiver_may_refuse_a_request_before_its_end():
 
 @pytest.mark.parametrize("part", ["path", "name", "value"])
 async def test_a_line_end_is_not_sent(part):
-    """A request whose path or header has a line end is refused by the connection itself.
+    """A request with a line end in its path or header is refused by the connection itself.
     Fails when: the connection relies on the target, and writes the text as it is.
     """
     evil = "x\r\nevil: 1"

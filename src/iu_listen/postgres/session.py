@@ -211,7 +211,7 @@ async def session(
         dsn: As in connect().
         name: As in connect().
         deadline: As in connect().
-        longest: Longest duration of the block, in seconds, for a command that nobody watches. A path that accepts all
+        longest: Longest duration of the block, in seconds, for an unattended command. A path that accepts all
             data and forwards none looks like a statement that takes long.
         options: Further arguments of connect().
 

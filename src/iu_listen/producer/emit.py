@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.postgres.sqlfiles import query
+from iu_listen.producer.event_id import new_event_id
 from iu_listen.producer.payload import json_text, payload_json
 from iu_listen.producer.trace_context import class_names, current_traceparent
 
@@ -57,7 +58,7 @@ def emit(
         correlation: Id of the request or process to which the event belongs.
         occurred_at: Time of the event. Default: the begin of the transaction.
         domain: Domain of the event. Default: ``iu``, which the default worker reads.
-        id: Id of the event. Default: a random one.
+        id: Id of the event. Default: a new UUID of version 7, which ascends in time.
 
     Returns:
         The id of the event, a UUID; an awaitable of it if the connection is asynchronous.
@@ -68,7 +69,7 @@ def emit(
         Exception: The error of the driver if the database refuses the event, for example because its type is not
             registered; its hint names the command that registers it.
     """
-    event = id or uuid4()
+    event = id or new_event_id()
     row = event_row(
         event, event_type, payload_json(event_type, {} if payload is None else payload), subject=subject,
         subject_type=subject_type, address=address, actor=actor, source=source, correlation=correlation,
