@@ -23,6 +23,12 @@ from iu_listen.postgres.sqlfiles import base_files
 
 WORKER = "iu_outbound_default"
 
+#: The backlog of a worker twice: as the view counts it, and as health finds it, which reads a bounded number of rows.
+BACKLOGS = """
+    select b.backlog, (fn_iu_route_worker_health(b.worker_name) ->> 'backlog')::bigint as of_health
+      from v_iu_event_backlog b where b.worker_name = $1
+"""
+
 
 async def connect(dsn: str) -> asyncpg.Connection:
     """A plain session, which the caller has to close."""

@@ -16,7 +16,7 @@
 -- created before PostgreSQL 15, public may create objects in schema public. Revoke that separately, because it concerns
 -- all roles.
 --
--- needs: worker/004 to 022, functions/, runtime/060
+-- needs: worker/004 to 023, functions/, runtime/060
 -- locks: none for which readers or producers wait
 
 begin;

@@ -7,14 +7,35 @@
 
 -- Facts --------------------------------------------------------------------------------------------------
 
+-- Health is asked often, so it reads a bounded number of rows: waiting events and open dead letters are counted up to
+-- 10 001, which means "more than 10 000". v_iu_event_backlog counts all waiting events; its algorithm, which also
+-- determines the unread events here, is that of the batch (009). The parts of a backlog are
+--
+--   * the rest of a partly read tick: after its position by event_seq, and by transaction those that prev lists;
+--   * the events of transactions that the last snapshot of the cursor (tick, otherwise prev) does not contain.
+--
+-- Each part is read in the order of its index, and only until the bound is reached. So neither the read part of a tick
+-- nor the past of the outbox is read, and the age is that of the oldest event that was read. The settings are those of
+-- the batch: the plan must not depend on the statistics.
+--
 -- Times in the future are ignored until the clock has reached them, because the clock was set back.
 create or replace function public.fn_iu_health_facts(p_cursor public.iu_route_worker_cursor)
 returns public.iu_health_facts
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set max_parallel_workers_per_gather = 0
+set jit = off
 as $$
 declare
+    c_bound  constant integer := 10001;
+    c_low    constant bigint := -9223372036854775808;
+    c_high   constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+    v_seen   constant pg_snapshot := coalesce(p_cursor.tick, p_cursor.prev);
     f        public.iu_health_facts;
     v_now    constant timestamptz := clock_timestamp();
     v_opened timestamptz;
@@ -47,12 +68,51 @@ begin
       from (values ('gate', v_opened), ('beat', f.beat_at), ('run', p_cursor.last_run_at)) t(what, at)
      where t.at <= v_now + interval '1 second';
 
-    select b.backlog, b.oldest_created_at into f.backlog, f.oldest_at
-      from public.v_iu_event_backlog b where b.worker_name = p_cursor.worker_name;
+    select count(*), min(u.created_at) into f.backlog, f.oldest_at
+      from (select x.created_at
+              from ((select o.created_at, o.xact_id, o.event_seq
+                       from public.event_outbox o
+                      where p_cursor.tick is not null and o.event_domain = p_cursor.event_domain
+                        and (o.event_seq, o.id)
+                            > (greatest(p_cursor.pos_seq, p_cursor.tick_floor - 1),
+                               case when p_cursor.pos_seq >= p_cursor.tick_floor then p_cursor.pos_id else c_high end)
+                        and o.event_seq <= p_cursor.hi_seq
+                        and o.xact_id >= pg_snapshot_xmax(p_cursor.prev) and pg_visible_in_snapshot(o.xact_id, p_cursor.tick)
+                      order by o.event_seq, o.id)
+                    union all
+                    select r.created_at, r.xact_id, r.event_seq
+                      from pg_snapshot_xip(p_cursor.prev) t(xid)
+                     cross join lateral (
+                           select o.created_at, o.xact_id, o.event_seq
+                             from public.event_outbox o
+                            where o.event_domain = p_cursor.event_domain and o.xact_id <= t.xid
+                              and (o.xact_id, o.event_seq, o.id) > (t.xid, coalesce(p_cursor.pos_seq, c_low),
+                                                                    coalesce(p_cursor.pos_id, c_high))
+                            order by o.xact_id, o.event_seq, o.id) r
+                     where p_cursor.tick is not null and pg_visible_in_snapshot(t.xid, p_cursor.tick)
+                    union all
+                    select r.created_at, r.xact_id, r.event_seq
+                      from pg_snapshot_xip(v_seen) t(xid)
+                     cross join lateral (
+                           select o.created_at, o.xact_id, o.event_seq
+                             from public.event_outbox o
+                            where o.event_domain = p_cursor.event_domain and o.xact_id between t.xid and t.xid
+                            order by o.xact_id, o.event_seq) r
+                    union all
+                    (select o.created_at, o.xact_id, o.event_seq
+                       from public.event_outbox o
+                      where o.event_domain = p_cursor.event_domain and o.xact_id >= pg_snapshot_xmax(v_seen)
+                      order by o.xact_id, o.event_seq)) x
+             where (x.xact_id = p_cursor.own_xid and x.event_seq <= p_cursor.own_seq) is not true
+             limit c_bound) u;
     -- created_at is set by the producer; a time in the future counts as now.
     f.waiting_seconds := extract(epoch from v_now - least(f.oldest_at, v_now));
     select count(*) into f.dead_letters
-      from public.iu_route_dead_letter d where d.worker_name = p_cursor.worker_name and d.resolved_at is null;
+      from (select d.created_at
+              from public.iu_route_dead_letter d
+             where d.worker_name = p_cursor.worker_name and d.resolved_at is null
+             order by d.created_at
+             limit c_bound) l;
     select a.missing into f.missing from public.v_iu_completeness a where a.worker_name = p_cursor.worker_name;
     return f;
 end
@@ -115,7 +175,8 @@ declare
 begin
     if f.gate_open and f.master_open and f.backlog > 0 and f.waiting_seconds > f.cadence_seconds
        and coalesce(f.unrun_seconds > 1.5 * f.cadence_seconds, true) then
-        v_reasons := v_reasons || (f.backlog || ' event(s) wait, the oldest for ' || round(f.waiting_seconds::numeric)
+        v_reasons := v_reasons || (concat(least(f.backlog, 10000), case when f.backlog > 10000 then '+' end)
+                                   || ' event(s) wait, the oldest for ' || round(f.waiting_seconds::numeric)
                                    || ' s: no consumer routes them');
     end if;
     if f.gate_open then
@@ -236,7 +297,8 @@ begin
         when 'silent' then coalesce('since ' || to_char(f.seen_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'),
                                     'no consumer has ever run')
         when 'standing_by' then f.lease_detail
-        when 'behind' then f.backlog || ' event(s), the oldest for ' || round(f.waiting_seconds::numeric) || ' s'
+        when 'behind' then concat(least(f.backlog, 10000), case when f.backlog > 10000 then '+' end)
+                           || ' event(s), the oldest for ' || round(f.waiting_seconds::numeric) || ' s'
         when 'polling' then f.polling_why end;
     return jsonb_build_object('condition', v_condition, 'condition_why', v_why);
 end

@@ -62,6 +62,7 @@ comment on function public.fn_iu_progress_missing(text) is
 --   trace              attempts that are not exported to the collector
 --
 -- The figures are those of one worker: every consumer reads its own, because counting waiting rows is the main cost.
+-- Waiting events and dead letters are counted up to 10 001, as in health: the age shows whether a larger backlog grows.
 -- Health is materialized, because otherwise each column that is taken from it would count again.
 create or replace function public.fn_iu_metrics(p_worker_name text)
 returns table (worker_name text, what text, part text, figure double precision)
@@ -103,9 +104,12 @@ as $$
         select w.worker_name, 'dead_letter', d.items, d.since
           from worker w
          cross join lateral (
-               select count(*) as items, min(l.created_at) as since
-                 from public.iu_route_dead_letter l
-                where l.worker_name = w.worker_name and l.resolved_at is null) d
+               select count(*) as items, min(x.created_at) as since
+                 from (select l.created_at
+                         from public.iu_route_dead_letter l
+                        where l.worker_name = w.worker_name and l.resolved_at is null
+                        order by l.created_at
+                        limit 10001) x) d
         union all
         select w.worker_name, 'delivery', d.items, d.since
           from worker w

@@ -1,9 +1,10 @@
 -- Whether a worker has nothing to do now: no event waits to be routed, and no delivery can begin. Deliveries that wait
--- for a retry, for an earlier delivery of their subject, or for a paused route can not.
+-- for a retry, for an earlier delivery of their subject, or for a paused route can not. Health counts waiting events up to
+-- a bound; v_iu_event_backlog would count all of them.
 --
 -- $1 text  worker
 
-select not exists (select from public.v_iu_event_backlog b where b.worker_name = $1 and b.backlog > 0)
+select coalesce((public.fn_iu_route_worker_health($1) ->> 'backlog')::bigint, 0) = 0
    and not exists (
        select from public.iu_route_delivery d
          join public.v_iu_delivery r on r.route_code = d.route_code

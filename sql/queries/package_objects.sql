@@ -39,6 +39,8 @@ with objects (file, kind, name) as (
         ('worker/011_attempt_and_dead_letter_indexes', 'index', 'iu_route_dead_letter_open_idx'),
         ('worker/011_attempt_and_dead_letter_indexes', 'index', 'iu_route_dead_letter_kind_idx'),
         ('worker/011_attempt_and_dead_letter_indexes', 'index', 'iu_route_dead_letter_age_idx'),
+        ('worker/023_flat_cost_indexes', 'index', 'iu_route_attempt_failed_idx'),
+        ('worker/023_flat_cost_indexes', 'index', 'iu_route_dead_letter_worker_idx'),
         ('worker/012_delivery_tables', 'key', 'iu_core.delivery_enabled'),
         ('worker/012_delivery_tables', 'key', 'iu_core.delivery_live_routes'),
         ('worker/012_delivery_tables', 'key', 'iu_core.delivery_sql_functions'),

@@ -31,7 +31,7 @@ def test_status_begins_with_the_verdict(live):
     first, *rest = done.out.splitlines()
     assert first.startswith(f"NOT HEALTHY  {WORKER}: silent")
     assert any("because silent for 3 d 23 h" in line for line in rest[:3]), rest
-    assert any("12 345 events wait" in line for line in rest[:3]), rest
+    assert any("10 000+ events wait" in line for line in rest[:3]), rest
     refused(1, "NOT HEALTHY")("status", "--exit-code", dsn=live.dsn)
     found = run("status", "--exit-code", "--json", dsn=live.dsn)
     assert (found.code, found.json["healthy"], found.json["health"][0]["condition"]) == (1, False, "silent")

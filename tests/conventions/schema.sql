@@ -734,7 +734,7 @@ CREATE FUNCTION public.fn_iu_event_snapshot(p_event_id uuid) RETURNS jsonb
 CREATE FUNCTION public.fn_iu_health_condition(f public.iu_health_facts) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 9cddd569425b42d9>;
+    AS <body 6a75fb89f95c7080>;
 
 CREATE FUNCTION public.fn_iu_health_consumer(f public.iu_health_facts) RETURNS text[]
     LANGUAGE plpgsql STABLE
@@ -749,12 +749,18 @@ CREATE FUNCTION public.fn_iu_health_delivery(p_worker_name text, p_domain text) 
 CREATE FUNCTION public.fn_iu_health_facts(p_cursor public.iu_route_worker_cursor) RETURNS public.iu_health_facts
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 67f171606bae30ee>;
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
+    SET jit TO 'off'
+    AS <body 15522539edb3d278>;
 
 CREATE FUNCTION public.fn_iu_health_progress(f public.iu_health_facts, p_worker_name text) RETURNS text[]
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 4314dbeea110a862>;
+    AS <body 8729e280dbf8c0be>;
 
 CREATE FUNCTION public.fn_iu_health_warnings(f public.iu_health_facts, p_cursor public.iu_route_worker_cursor) RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -782,7 +788,7 @@ CREATE FUNCTION public.fn_iu_metrics(p_worker_name text) RETURNS TABLE(worker_na
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET jit TO 'off'
-    AS <body 34eba80a1a4f1488>;
+    AS <body aab7927324a12110>;
 
 CREATE FUNCTION public.fn_iu_outbound_on_version() RETURNS trigger
     LANGUAGE plpgsql
@@ -1932,6 +1938,8 @@ CREATE INDEX event_outbox_order_idx ON public.event_outbox USING btree (event_do
 
 CREATE INDEX event_outbox_tick_idx ON public.event_outbox USING btree (event_domain, xact_id, event_seq, id);
 
+CREATE INDEX iu_route_attempt_failed_idx ON public.iu_route_attempt USING btree (id) WHERE (status = 'failed'::text);
+
 CREATE INDEX iu_route_attempt_tick_idx ON public.iu_route_attempt USING btree (xact_id, id);
 
 CREATE INDEX iu_route_dead_letter_age_idx ON public.iu_route_dead_letter USING btree (created_at, id);
@@ -1941,6 +1949,8 @@ CREATE INDEX iu_route_dead_letter_kind_idx ON public.iu_route_dead_letter USING 
 CREATE INDEX iu_route_dead_letter_open_idx ON public.iu_route_dead_letter USING btree (created_at, id) WHERE (resolved_at IS NULL);
 
 CREATE INDEX iu_route_dead_letter_tick_idx ON public.iu_route_dead_letter USING btree (xact_id, id);
+
+CREATE INDEX iu_route_dead_letter_worker_idx ON public.iu_route_dead_letter USING btree (worker_name, created_at, id) WHERE (resolved_at IS NULL);
 
 CREATE INDEX iu_route_delivery_due_idx ON public.iu_route_delivery USING btree (route_code, due_at) WHERE (due_at IS NOT NULL);
 

@@ -133,6 +133,8 @@ async def run_consumer_statements(connection: asyncpg.Connection) -> None:
     await connection.execute("listen iu_event_outbox")
     await connection.fetchval("select pg_notify('iu_event_outbox', 'token')")
     await worker_health(connection, WORKER)
+    # `run --until-idle` of version 0.1.0 reads the view.
+    await connection.fetch("select from v_iu_event_backlog where worker_name = $1", WORKER)
     await queries.value(connection, "host_beats", "somewhere", WORKER)
     await queries.rows(connection, "blockers")
     await queries.value(connection, "backend_works", 1)

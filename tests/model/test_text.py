@@ -69,6 +69,7 @@ def test_humane():
     one = "1 event(s) wait, the oldest for 9 s: no consumer routes them; 2 attempt(s) wait for the export"
     assert humane(one) == "1 event waits for 9 s: no consumer routes it; 2 attempts wait for the export"
     assert humane("1 event(s), the oldest for 9 s") == "1 event for 9 s"
+    assert humane("10000+ event(s) wait, the oldest for 9 s") == "10 000+ events wait, the oldest for 9 s"
     for same in (
         "pid 123456, host:54321", "since 2026-11-25T21:04:29Z", "b65c1335-1234-4567-8901-123456789012", "route a12345",
         "checksum 12345678abcd", "version 0.12345", "permission denied (SQLSTATE 42501)", "no answer at port 54321",

@@ -11,7 +11,7 @@ import pytest
 
 from iu_listen.postgres import queries
 from postgres.routes import open_live_route
-from support import WORKER, connected, drain, insert_event, run_batch
+from support import BACKLOGS, WORKER, connected, drain, insert_event, run_batch
 
 pytestmark = pytest.mark.asyncio
 
@@ -22,8 +22,10 @@ async def health(connection: asyncpg.Connection, worker: str = WORKER) -> dict[s
 
 
 async def backlog(connection: asyncpg.Connection) -> int:
-    """The backlog that the view shows."""
-    return await connection.fetchval("select backlog from v_iu_event_backlog where worker_name = $1", WORKER)
+    """The backlog that the view shows, which is the one of health."""
+    row = await connection.fetchrow(BACKLOGS, WORKER)
+    assert row["backlog"] == row["of_health"]
+    return row["backlog"]
 
 
 async def gate_opened(connection: asyncpg.Connection, seconds: int) -> None:

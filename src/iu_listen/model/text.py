@@ -18,10 +18,17 @@ UNSAFE_CHARACTERS: Final = re.compile(
     "\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
+#: Largest number up to which rows are counted for display; a larger number is shown as "more than". The functions of
+#: the database for health and metrics have the same bound.
+MAX_COUNT: Final = 10_000
+
+#: Number of the newest rows that a command searches if no index serves its filters.
+MAX_SEARCHED: Final = 100_000
+
 #: A number of five digits or more inside a sentence that is a count, and no id, port, code, time or part of a word.
 _COUNT: Final = re.compile(r"(?<!pid )(?<!SQLSTATE )(?<!port )(?<![\w.:-])\d{5,15}(?![\w.:-])")
 #: A number with a noun that has both forms, as in ``3 event(s) wait, the oldest for 9 s: no consumer routes them``.
-_COUNTED: Final = re.compile(r"\b(\d+) (\w+)\(s\)( wait\b)?(, the oldest\b)?([^;]*)")
+_COUNTED: Final = re.compile(r"\b(\d+\+?) (\w+)\(s\)( wait\b)?(, the oldest\b)?([^;]*)")
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -42,6 +49,11 @@ def json_visible(document: str) -> str:
 def number(value: int) -> str:
     """A whole number with groups of three digits: 300 000."""
     return f"{value:,}".replace(",", " ")
+
+
+def counted(count: int) -> str:
+    """The text for a number that may have been counted up to MAX_COUNT + 1 only: that number is "more than 10 000"."""
+    return f"more than {number(MAX_COUNT)}" if count == MAX_COUNT + 1 else number(count)
 
 
 def duration(seconds: float) -> str:
@@ -70,7 +82,7 @@ def humane(text: str) -> str:
 
 def _counted(found: re.Match[str]) -> str:
     count, noun, verb, oldest, rest = found.groups()
-    if int(count) == 1:
+    if count == "1":
         return f"{count} {noun}{verb + 's' if verb else ''}{rest.replace('them', 'it')}"
     return f"{count} {noun}s{verb or ''}{oldest or ''}{rest}"
 

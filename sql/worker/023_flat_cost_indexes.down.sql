@@ -1,0 +1,9 @@
+-- Drops the indexes for health and for lists of failures.
+--
+-- loses: nothing
+-- refuses: never
+-- locks: ACCESS EXCLUSIVE on iu_route_attempt and iu_route_dead_letter, for the catalogue change only
+
+-- "if exists": a package with missing objects must be removable as well.
+drop index if exists public.iu_route_attempt_failed_idx;
+drop index if exists public.iu_route_dead_letter_worker_idx;
