@@ -1,5 +1,11 @@
--- The number of attempts by route and status.
+-- The number of attempts by route and status, among the newest attempts.
+--
+-- $1 int  number of the newest attempts that are counted; null: all
 
-select v.route_kind, v.route_code, v.status, v.attempts, v.last_at
-  from public.v_iu_route_attempt_summary v
- order by v.route_kind, v.route_code, v.status
+select a.route_kind, a.route_code, a.status, count(*) as attempts, max(a.created_at) as last_at
+  from (select x.route_kind, x.route_code, x.status, x.created_at
+          from public.iu_route_attempt x
+         order by x.id desc
+         limit $1) a
+ group by a.route_kind, a.route_code, a.status
+ order by a.route_kind, a.route_code, a.status

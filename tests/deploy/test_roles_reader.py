@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import pytest
 
@@ -28,7 +29,6 @@ def test_a_reader_can_run_every_query_of_the_state(applied: Database, roles: Log
                 "workers",
                 "completeness/passes",
                 "consumers",
-                "attempt_summary",
                 "ledger",
                 "unsafe_routes",
                 "blockers",
@@ -36,7 +36,11 @@ def test_a_reader_can_run_every_query_of_the_state(applied: Database, roles: Log
             ):
                 await queries.rows(reader, name)
             assert [gate["open"] for gate in await gates.all_gates(reader)] == [True, False, False]
-            await queries.rows(reader, "list_attempts", None, None, None, 10)
+            await queries.rows(reader, "attempt_summary", 10)
+            await queries.rows(reader, "list_attempts", None, None, 10, None)
+            await queries.rows(reader, "list_attempts_of", uuid4(), None, None, 10)
+            await queries.rows(reader, "retention/plan_page", "1 second", None, 10)
+            await queries.rows(reader, "worker_counts")
             await queries.rows(reader, "list_dead_letters", True, None, None, None, None, None, None, 10)
             assert (
                 await dead_letters.page(reader, dead_letters.DeadLetterFilter(), resolved=False, before=None, limit=10)

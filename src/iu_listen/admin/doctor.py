@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from iu_listen.admin import dead_letters, event_types, gates
 from iu_listen.admin.adoption import adopted_tables
-from iu_listen.admin.health import blocker_phrase, schema_warning, worker_health
+from iu_listen.admin.health import blocker_phrase, figure_phrase, schema_warning, worker_health
 from iu_listen.install.package import missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.verify import verify
 from iu_listen.model.errors import IuListenError
@@ -125,7 +125,7 @@ async def _dead_letters(connection: Connection, worker: str) -> Finding:  # noqa
     if not kinds:
         return Finding("ok", "dead letters", "no dead letter is open")
     words = ", ".join(
-        f"{dead_letters.counted(k['open'])} with {k['failure_code']} of route {k['route_code']}" for k in kinds
+        f"{dead_letters.open_phrase(k)} with {k['failure_code']} of route {k['route_code']}" for k in kinds
     )
     return Finding("warn", "dead letters", words, "iu-listen dead-letter list")
 
@@ -167,7 +167,7 @@ async def _health(connection: Connection, worker: str) -> Finding:
         absent = "silent" in reasons or "no consumer routes" in reasons
         return Finding("fail", "health", reasons, "Check that a consumer is running: iu-listen run" if absent else "")
     if health["warnings"]:
-        words = ", ".join(f"{w['code'].replace('_', ' ')} {number(w['figure'])}" for w in health["warnings"])
+        words = ", ".join(f"{w['code'].replace('_', ' ')} {figure_phrase(w)}" for w in health["warnings"])
         return Finding("warn", "health", f"healthy, with {words}", "iu-listen status")
     return Finding("ok", "health", f"healthy, {health['condition'].replace('_', ' ')}")
 

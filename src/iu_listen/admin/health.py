@@ -6,7 +6,7 @@ import json
 from typing import Final
 
 from iu_listen.install.package import Package
-from iu_listen.model.text import duration, number
+from iu_listen.model.text import counted, duration, number
 from iu_listen.model.version import SCHEMA, VERSION, Compatibility
 from iu_listen.postgres.queries import Row, value
 from iu_listen.postgres.session import Connection
@@ -16,6 +16,10 @@ _UPGRADE: Final = {
     Compatibility.NEWER: f"install the newer version of iu-listen here; this is {VERSION}",
     Compatibility.OLDER: "run iu-listen apply",
 }
+
+
+#: Codes of the warnings whose figure is counted up to MAX_COUNT + 1.
+_CAPPED: Final = frozenset({"backlog", "open_dead_letters"})
 
 
 async def worker_health(connection: Connection, worker: str, package: Package | None = None) -> Row:
@@ -40,6 +44,14 @@ def schema_warning(package: Package) -> Row | None:
     state = package.compatibility
     detail = f"schema {package.version} of this database is {state} than schema {SCHEMA} of this iu-listen: {todo}"
     return {"code": f"schema_{state}", "figure": str(package.version), "detail": detail}
+
+
+def figure_phrase(warning: Row) -> str:
+    """The figure of a warning, as text."""
+    figure = warning["figure"]
+    if not isinstance(figure, int):
+        return str(figure)
+    return counted(figure) if warning["code"] in _CAPPED else number(figure)
 
 
 def blocker_phrase(row: Row) -> str:

@@ -15,6 +15,7 @@ from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.parameters import Plan, WorkerName, Yes
 from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
+from iu_listen.model.text import counted
 from iu_listen.postgres import queries
 
 cursor: App = App(name="cursor", help="Show and move the cursors of workers.")
@@ -40,7 +41,7 @@ def cursor_show(*, options: ConnectionOptions | None = None) -> int:
                 ("worker", "domain", "newest event routed", "created", "backlog", "cursor", "open tick"),
                 (
                     (w["worker_name"], w["event_domain"], w["last_event_id"] or "fresh", w["last_created_at"],
-                     w["backlog"], w["prev"], w["tick"])
+                     counted(w["backlog"]), w["prev"], w["tick"])
                     for w in found
                 ),
             )  # fmt: skip
@@ -118,7 +119,8 @@ def cursor_reset(
                     f"all {output.text(total)} events of domain {domain} will be read again; existing decisions stay"
                 )
             else:
-                effect = f"the worker {name} will never route its backlog ({output.plural(mine['backlog'], 'event')})"
+                events = f"{counted(mine['backlog'])} event{'s' * (mine['backlog'] != 1)}"
+                effect = f"the worker {name} will never route its backlog ({events})"
             if plan or not yes:
                 if machine:
                     output.as_json({"worker": name, "to": to, "effect": effect, "done": False})

@@ -10,7 +10,7 @@ import anyio
 from cyclopts import App, Parameter
 from rich.markup import escape
 
-from iu_listen.admin.health import worker_health
+from iu_listen.admin.health import figure_phrase, worker_health
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.parameters import WorkerName, in_range
@@ -99,7 +99,7 @@ def print_health(answer: dict[str, Any]) -> None:
         output.line(f"  because {humane(reason)}")
     for warning in answer["warnings"]:
         detail = f" ({humane(warning['detail'])})" if "detail" in warning else ""
-        output.line(f"  warning: {warning['code'].replace('_', ' ')}: {output.text(warning['figure'])}{detail}")
+        output.line(f"  warning: {warning['code'].replace('_', ' ')}: {figure_phrase(warning)}{detail}")
 
 
 def condition_phrase(row: dict[str, Any]) -> str:

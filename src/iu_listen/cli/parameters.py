@@ -45,4 +45,7 @@ Actor = Annotated[
     str | None,
     Parameter(help="Name of the person or program that makes the change; recorded. Default: the database user."),
 ]
+Exact = Annotated[
+    bool, Parameter(help="Count and search all rows, however many there are and however long it takes.", negative=())
+]
 Limit = Annotated[int, Parameter(help="Largest number of rows.", validator=in_range(1, 1_000_000))]

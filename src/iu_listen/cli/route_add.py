@@ -21,6 +21,7 @@ from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError
 from iu_listen.model.routing import DEFAULT_DOMAIN
 from iu_listen.model.settings import Settings
+from iu_listen.model.text import counted
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.handlers import Handler
 from iu_listen.targets.python import load
@@ -83,7 +84,7 @@ async def _lost_dead_letters(connection: Connection, code: str) -> str:
     if not count:
         return ""
     return (
-        f"The route has open dead letters: {dead_letters.counted(count)}. After its removal they cannot be delivered. "
+        f"The route has open dead letters: {counted(count)}. After its removal they cannot be delivered. "
         f"Replay them before: iu-listen dead-letter replay --all --route {code}."
     )
 

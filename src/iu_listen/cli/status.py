@@ -16,9 +16,10 @@ from iu_listen.cli.dead_letter import print_kinds
 from iu_listen.cli.delivery import print_delivering_routes
 from iu_listen.cli.gate import print_gates
 from iu_listen.cli.health import condition_phrase, print_health
-from iu_listen.cli.parameters import in_range
+from iu_listen.cli.parameters import Exact, in_range
 from iu_listen.install import requirements
 from iu_listen.model.errors import DatabaseUnreachable
+from iu_listen.model.text import MAX_COUNT, counted, number
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
 
@@ -37,19 +38,20 @@ def status(
         float | None,
         Parameter(help="Repeat the output at this interval, in seconds, until Ctrl-C.", validator=in_range(0.1, 86400)),
     ] = None,
+    exact: Exact = False,
     options: ConnectionOptions | None = None,
 ) -> int:
     """Show whether every worker is healthy, with reasons.
 
     Then show blockers, open dead letters, gates, workers, consumers, attempts, completeness checks, deliveries and
-    trace exports.
+    trace exports. Waiting events and dead letters are counted up to 10 000, and of the attempts the newest 10 000.
     """
 
     async def run() -> int:
         while True:
             try:
                 async with connected(options) as (_, connection):
-                    answer = await _status(connection)
+                    answer = await _status(connection, exact=exact)
             except DatabaseUnreachable as error:
                 # With --watch the error is shown until the database can be reached again.
                 if watch is None:
@@ -76,9 +78,12 @@ def _clear_screen(watch: float | None) -> None:
         output.out().clear()
 
 
-async def _status(connection: Connection) -> dict[str, Any]:
+async def _status(connection: Connection, *, exact: bool) -> dict[str, Any]:
     package = await requirements.require_package(connection)
     workers = await queries.rows(connection, "workers")
+    if exact:
+        counts = {row["worker_name"]: row for row in await queries.rows(connection, "worker_counts")}
+        workers = [worker | counts.get(worker["worker_name"], {}) for worker in workers]
     health = [await worker_health(connection, w["worker_name"], package) for w in workers]
     answer: dict[str, Any] = {
         "healthy": all(h["healthy"] for h in health) and bool(health),
@@ -87,11 +92,11 @@ async def _status(connection: Connection) -> dict[str, Any]:
         "workers": workers,
         "consumers": await queries.rows(connection, "consumers"),
         "blockers": await queries.rows(connection, "blockers"),
-        "attempts": await queries.rows(connection, "attempt_summary"),
+        "attempts": await queries.rows(connection, "attempt_summary", None if exact else MAX_COUNT),
         "completeness": await queries.rows(connection, "completeness/passes"),
         "exports": await queries.rows(connection, "trace/exports"),
         "deliveries": await queries.rows(connection, "delivery/routes"),
-        "dead_letters": await dead_letters.kinds(connection),
+        "dead_letters": await dead_letters.kinds(connection, exact=exact),
     }
     for consumer in answer["consumers"]:
         consumer["wakes"] = json.loads(consumer["wakes"])
@@ -113,6 +118,9 @@ def _print_status(answer: dict[str, Any]) -> None:
     output.table(
         ("route", "status", "attempts", "last attempt"),
         ((a["route_code"], a["status"], a["attempts"], output.ago(a["last_at"])) for a in answer["attempts"]),
+        f"The newest {number(MAX_COUNT)} attempts"
+        if sum(a["attempts"] for a in answer["attempts"]) == MAX_COUNT
+        else "",
     )
     _print_completeness(answer["completeness"])
     if answer["deliveries"]:
@@ -139,8 +147,8 @@ def _print_workers(workers: list[queries.Row]) -> None:
         ("worker", "condition", "domain", "backlog", "oldest event", "routed", "dead letters", "last run"),
         (
             (w["worker_name"], output.mark(w["healthy"], condition_phrase(w), condition_phrase(w)), w["event_domain"],
-             w["backlog"], output.ago(w["oldest_created_at"]) if w["backlog"] else "–", w["total_seen"],
-             w["open_dead_letters"], output.ago(w["last_run_at"]))
+             counted(w["backlog"]), output.ago(w["oldest_created_at"]) if w["backlog"] else "–", w["total_seen"],
+             counted(w["open_dead_letters"]), output.ago(w["last_run_at"]))
             for w in workers
         ),
     )  # fmt: skip

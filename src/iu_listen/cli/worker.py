@@ -16,6 +16,7 @@ from iu_listen.cli.parameters import NoQuestion, Plan
 from iu_listen.cli.removal import remove
 from iu_listen.install import requirements
 from iu_listen.install.migrate import retry_on_lock_timeout
+from iu_listen.model.text import counted
 from iu_listen.postgres import queries
 
 worker: App = App(name="worker", help="List, add and remove workers. Each worker reads the events of one domain.")
@@ -40,8 +41,8 @@ def worker_list(*, options: ConnectionOptions | None = None) -> int:
             output.table(
                 ("worker", "domain", "condition", "backlog", "routed", "dead letters"),
                 (
-                    (w["worker_name"], w["event_domain"], condition_phrase(w), w["backlog"], w["total_seen"],
-                     w["open_dead_letters"])
+                    (w["worker_name"], w["event_domain"], condition_phrase(w), counted(w["backlog"]), w["total_seen"],
+                     counted(w["open_dead_letters"]))
                     for w in found
                 ),
             )  # fmt: skip

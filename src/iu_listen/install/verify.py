@@ -64,7 +64,8 @@ async def verify(connection: Connection, *, live: bool = False) -> list[Check]:
             for migration in sorted(all_files(), key=lambda m: m.number != "070"):
                 kind = "up" if migration.number == "070" else "verify"
                 if migration.path(kind).exists():
-                    rows = await connection.fetch(migration.text(kind))
+                    in_use = live and kind == "up"
+                    rows = await connection.fetch(query("verify_live") if in_use else migration.text(kind))
                     checks += [Check(r["id"], r["label"], r["expected"], r["observed"], r["pass"]) for r in rows]
             seam_raises = await _seam_raises(connection)
         finally:
