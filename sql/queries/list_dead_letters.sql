@@ -4,7 +4,7 @@
 -- completeness check has met.
 --
 -- $1 bool         include resolved ones
--- $2 text         route, or null
+-- $2 text[]       routes, or null
 -- $3 text         failure code, or null
 -- $4 timestamptz  created since then, or null
 -- $5 uuid         event, or null
@@ -16,7 +16,7 @@ select d.id, d.worker_name, d.event_ref, d.route_code, d.failure_code, d.failure
        d.replay_count, d.created_at, d.resolved_at, d.resolution
   from public.iu_route_dead_letter d
  where ($1 or d.resolved_at is null)
-   and ($2::text is null or d.route_code = $2)
+   and ($2::text[] is null or d.route_code = any ($2))
    and ($3::text is null or d.failure_code = $3)
    and ($4::timestamptz is null or d.created_at >= $4)
    and ($5::uuid is null or d.idempotency_key = any (array(

@@ -20,5 +20,5 @@ select d.id, d.worker_name, d.event_ref, d.route_kind, d.route_code, d.idempoten
                 where o.event_domain = d.event_snapshot ->> 'event_domain'
                   and o.event_seq > (d.event_snapshot ->> 'event_seq')::bigint
                 order by o.event_domain, o.event_seq
-                limit 100000) e) n
+                limit 10000) e) n
  where d.id = $1

@@ -1,7 +1,7 @@
 -- The number of dead letters that pass the filters, counted up to a bound.
 --
 -- $1 bool         include resolved ones
--- $2 text         route, or null
+-- $2 text[]       routes, or null
 -- $3 text         failure code, or null
 -- $4 timestamptz  created since then, or null
 -- $5 uuid         event, or null
@@ -12,7 +12,7 @@ select count(*)
   from (select
           from public.iu_route_dead_letter d
          where ($1 or d.resolved_at is null)
-           and ($2::text is null or d.route_code = $2)
+           and ($2::text[] is null or d.route_code = any ($2))
            and ($3::text is null or d.failure_code = $3)
            and ($4::timestamptz is null or d.created_at >= $4)
            and ($5::uuid is null or d.idempotency_key = any (array(

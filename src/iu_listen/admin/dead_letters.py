@@ -13,13 +13,11 @@ from uuid import UUID
 import anyio
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.text import number
+from iu_listen.model.text import MAX_COUNT, MAX_SEARCHED, number
 from iu_listen.postgres import queries
 from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection
 
-#: Largest number up to which dead letters are counted for a list; a larger number is shown as "more than".
-MAX_COUNT: Final = 10_000
 #: Largest number of dead letters or deliveries in one transaction.
 MAX_PART: Final = 1000
 
@@ -55,10 +53,12 @@ class DeadLetterPage:
     Attributes:
         rows: The dead letters of this page, the newest first.
         total: Number of dead letters on all pages, counted up to MAX_COUNT + 1.
+        whole: Whether all dead letters were searched; if not, the newest MAX_SEARCHED were.
     """
 
     rows: list[Row]
     total: int
+    whole: bool
 
 
 @dataclass(kw_only=True)
@@ -81,38 +81,59 @@ class BulkPlan:
 
 
 async def page(
-    connection: Connection, filter: DeadLetterFilter, *, resolved: bool, before: UUID | None, limit: int
+    connection: Connection,
+    filter: DeadLetterFilter,
+    *,
+    resolved: bool,
+    before: UUID | None,
+    limit: int,
+    exact: bool = False,
 ) -> DeadLetterPage:
     """A page of dead letters that are older than ``before``, the newest first.
+
+    No index serves a search for a subject, nor one by route or failure code that includes resolved dead letters. Such a
+    search ends after MAX_SEARCHED dead letters, unless it is ``exact``.
 
     Raises:
         ConfigurationError: There is no dead letter with the id ``before``.
     """
     if before is not None and await queries.rows(connection, "dead_letter/missing", [before]):
         raise no_such_dead_letter(before)
-    ids = await _of_subject(connection, filter, resolved=resolved)
-    found = await queries.rows(connection, "list_dead_letters", resolved, *filter.columns, ids, before, limit)
-    if before is None and len(found) < limit:
-        return DeadLetterPage(rows=found, total=len(found))
-    total = await queries.value(connection, "dead_letter/count", resolved, *filter.columns, ids, MAX_COUNT + 1)
-    return DeadLetterPage(rows=found, total=total)
+    lowest, since = None, filter.since
+    if not exact and (filter.subject or (resolved and (filter.route or filter.failure))):
+        lowest = await queries.value(connection, "dead_letter/from", before, MAX_SEARCHED)
+        since = max((t for t in (lowest, since) if t), default=None)
+    ids = await _of_subject(connection, filter, resolved=resolved, since=since)
+    routes = [filter.route] if filter.route else None
+    if filter.failure and not routes and not resolved:
+        # The index on the kinds of dead letters begins with the route.
+        routes = [row["route_code"] for row in await queries.rows(connection, "dead_letter/routes_of", filter.failure)]
+    chosen = (resolved, routes, filter.failure, since, filter.event, ids)
+    found = await queries.rows(connection, "list_dead_letters", *chosen, before, limit)
+    total = len(found)
+    if before is not None or total >= limit:
+        total = await queries.value(connection, "dead_letter/count", *chosen, None if exact else MAX_COUNT + 1)
+    return DeadLetterPage(rows=found, total=total, whole=lowest is None or since != lowest)
 
 
-async def kinds(connection: Connection) -> list[Row]:
-    """Open dead letters by route and failure code, each counted up to MAX_COUNT + 1."""
-    return await queries.rows(connection, "dead_letter/kinds", MAX_COUNT + 1)
+async def kinds(connection: Connection, *, exact: bool = False) -> list[Row]:
+    """Open dead letters by route and failure code.
+
+    Each kind is counted up to MAX_COUNT + 1, and to fewer if there are more than ten kinds; with ``exact`` all dead
+    letters are counted.
+    """
+    return await queries.rows(connection, "dead_letter/kinds", None if exact else MAX_COUNT)
 
 
-def counted(count: int) -> str:
-    """The text for a count; above MAX_COUNT it begins with "more than"."""
-    words = number(min(count, MAX_COUNT))
-    return f"more than {words}" if count > MAX_COUNT else words
+def open_phrase(kind: Row) -> str:
+    """The number of dead letters of a kind, as text."""
+    return f"more than {number(kind['open'] - 1)}" if kind["more"] else number(kind["open"])
 
 
 async def plan(connection: Connection, filter: DeadLetterFilter) -> BulkPlan:
     """The dead letters that a bulk replay or resolution with this filter would change now."""
     until = await queries.value(connection, "dead_letter/now")
-    ids = await _of_subject(connection, filter, resolved=False)
+    ids = await _of_subject(connection, filter, resolved=False, since=filter.since)
     return BulkPlan(until=until, groups=await queries.rows(connection, "dead_letter/plan", *filter.columns, ids, until))
 
 
@@ -122,10 +143,13 @@ async def plan_of(connection: Connection, ids: list[UUID]) -> BulkPlan:
     return BulkPlan(until=until, groups=await queries.rows(connection, "dead_letter/plan", *[None] * 4, ids, until))
 
 
-async def _of_subject(connection: Connection, filter: DeadLetterFilter, *, resolved: bool) -> list[UUID] | None:
+async def _of_subject(
+    connection: Connection, filter: DeadLetterFilter, *, resolved: bool, since: datetime | None
+) -> list[UUID] | None:
     if filter.subject is None:
         return None
-    return [row["id"] for row in await queries.rows(connection, "dead_letter/of_subject", filter.subject, resolved)]
+    found = await queries.rows(connection, "dead_letter/of_subject", filter.subject, resolved, since)
+    return [row["id"] for row in found]
 
 
 async def show(connection: Connection, id: UUID) -> Row:

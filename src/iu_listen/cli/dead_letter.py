@@ -13,8 +13,9 @@ from iu_listen.admin import dead_letters, times
 from iu_listen.admin.ids import complete_id
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions, connected
-from iu_listen.cli.parameters import ID, Id, in_range
+from iu_listen.cli.parameters import ID, Exact, Id, in_range
 from iu_listen.install import requirements
+from iu_listen.model.text import MAX_SEARCHED, counted
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
 
@@ -62,18 +63,25 @@ def dead_letter_list(
     filter_options: FilterOptions | None = None,
     before: Annotated[str | None, ID, Parameter(help="Only dead letters older than this one: the next page.")] = None,
     limit: Annotated[int, Parameter(help="Largest number of dead letters.", validator=in_range(1, 1_000_000))] = 50,
+    exact: Exact = False,
     options: ConnectionOptions | None = None,
 ) -> int:
-    """List dead letters, the newest first, and count the open ones by route and failure code."""
+    """List dead letters, the newest first, and count the open ones by route and failure code.
+
+    The counts end at 10 000. A search by subject, and one by route or failure code with --resolved, is made among the
+    newest 100 000.
+    """
 
     async def run() -> int:
         async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             chosen = await (filter_options or FilterOptions()).filter(connection)
             last = await complete_id(connection, "dead_letter", before) if before else None
-            found = await dead_letters.page(connection, chosen, resolved=resolved, before=last, limit=limit)
+            found = await dead_letters.page(
+                connection, chosen, resolved=resolved, before=last, limit=limit, exact=exact
+            )
             as_json = bool(options and options.json)
-            kinds = [] if as_json else await dead_letters.kinds(connection)
+            kinds = [] if as_json else await dead_letters.kinds(connection, exact=exact)
         if as_json:
             output.as_json(found.rows)
             return 0
@@ -81,6 +89,9 @@ def dead_letter_list(
         if len(kinds) > 1 or (len(found.rows) < found.total and before is None):
             print_kinds(kinds)
         _print_remainder(found, resolved=resolved, before=before)
+        if not found.whole:
+            words = f"The newest {output.text(MAX_SEARCHED)} dead letters were searched."
+            output.note(f"{words} To search all of them, use --exact.")
         return 0
 
     return anyio.run(run)
@@ -106,7 +117,7 @@ def _print_remainder(found: dead_letters.DeadLetterPage, *, resolved: bool, befo
         return
     if before is None and len(found.rows) >= found.total:
         return
-    words = f"{output.text(len(found.rows))} of {dead_letters.counted(found.total)} dead letters are shown."
+    words = f"{output.text(len(found.rows))} of {counted(found.total)} dead letters are shown."
     output.note(f"{words} For older ones, repeat the command with --before {found.rows[-1]['id']}")
 
 
@@ -118,7 +129,7 @@ def print_kinds(kinds: list[queries.Row]) -> None:
             (
                 k["route_code"],
                 k["failure_code"],
-                dead_letters.counted(k["open"]),
+                dead_letters.open_phrase(k),
                 output.ago(k["oldest_at"]),
                 output.ago(k["newest_at"]),
             )
