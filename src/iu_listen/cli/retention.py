@@ -15,7 +15,7 @@ from rich.text import Text
 from iu_listen.admin import retention as admin_retention
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions, connected, open_context
-from iu_listen.cli.parameters import in_range
+from iu_listen.cli.parameters import Exact, in_range
 from iu_listen.cli.retention_plan import RetentionPlan
 from iu_listen.install import requirements
 from iu_listen.model.errors import ConfigurationError, Refused
@@ -114,17 +114,19 @@ def retention_plan(
     what: PolicyNames = None,
     keep: KeepInterval = None,
     ahead: MonthsAhead = 3,
+    exact: Exact = False,
     options: ConnectionOptions | None = None,
 ) -> int:
     """Show the rows that a run would remove now, and the reasons that keep other old rows.
 
-    The command changes nothing. Without --what it also shows policies that are off.
+    The command changes nothing. Without --what it also shows policies that are off. The oldest 10 000 rows of each
+    policy are judged.
     """
 
     async def run() -> int:
         async with connected(options) as (_, connection):
             await requirements.require_package(connection)
-            plan = await RetentionPlan.make(connection, what, keep, ahead)
+            plan = await RetentionPlan.make(connection, what, keep, ahead, exact=exact)
             # The plan also shows policies that are off, so that a user sees their effect before setting them.
             plan.print(options)
         return 0
@@ -215,7 +217,7 @@ async def _remove(
             await maintainer.apply(plan.partitions)
             await plan.look(connection)
         for what in plan.chosen:
-            with _progress(what, plan.going[what]) as advance:
+            with _progress(what, None if what in plan.capped else plan.going[what]) as advance:
                 async with aclosing(
                     admin_retention.batches(connection, what, plan.keep, batch, pause, deadline)
                 ) as answers:
@@ -265,8 +267,11 @@ class _RateColumn(ProgressColumn):
 
 
 @contextmanager
-def _progress(what: str, total: int) -> Iterator[Any]:
-    """A progress bar on a terminal; yields a function that is called with the number of removed rows."""
+def _progress(what: str, total: int | None) -> Iterator[Any]:
+    """A progress bar on a terminal; yields a function that is called with the number of removed rows.
+
+    ``total`` None: the number of rows is unknown.
+    """
     console = output.err()
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), _RateColumn(),

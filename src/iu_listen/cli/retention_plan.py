@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from iu_listen.admin import retention as admin_retention
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions
+from iu_listen.model.text import MAX_COUNT, number
 from iu_listen.postgres import queries
 from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection
@@ -29,24 +30,30 @@ VERDICT_PHRASES = {
 
 
 class RetentionPlan:
-    """The rows that a run would remove, and the rows that are old enough but held back, with the reasons."""
+    """The rows that a run would remove, and the rows that are old enough but held back, with the reasons.
 
-    def __init__(self, policies: list[Row], keep: str | None, chosen: list[str]) -> None:
+    Attributes:
+        capped: The policies of which only the oldest MAX_COUNT rows were judged, because there are more.
+    """
+
+    def __init__(self, policies: list[Row], keep: str | None, chosen: list[str], *, exact: bool) -> None:
         self.policies = policies
         self.keep = keep
         self.chosen = chosen
+        self.exact = exact
+        self.capped: list[str] = []
         self.verdicts: list[Row] = []
         self.readers: list[Row] = []
         self.partitions: Row | None = None
 
     @classmethod
     async def make(
-        cls, connection: Connection, what: Sequence[str] | None, keep: str | None, ahead: int
+        cls, connection: Connection, what: Sequence[str] | None, keep: str | None, ahead: int, *, exact: bool = False
     ) -> RetentionPlan:
-        """Create a plan from the present state of the database."""
+        """Create a plan from the present state of the database; with ``exact`` from all rows."""
         keep = keep and await admin_retention.interval(connection, keep)
         policies = await queries.rows(connection, "retention/policies")
-        plan = cls(policies, keep, [w for w in admin_retention.POLICY_NAMES if not what or w in what])
+        plan = cls(policies, keep, [w for w in admin_retention.POLICY_NAMES if not what or w in what], exact=exact)
         await plan.look(connection)
         if "events" in plan.chosen:
             plan.partitions = await admin_retention.partitions(connection, plan.kept("events"), ahead)
@@ -54,7 +61,12 @@ class RetentionPlan:
 
     async def look(self, connection: Connection) -> None:
         """Read the verdicts of the plan and the positions of the readers (again)."""
-        self.verdicts = await queries.rows(connection, "retention/plan", self.keep, self.chosen)
+        if self.exact:
+            found = await queries.rows(connection, "retention/plan", self.keep, self.chosen)
+        else:
+            found = await queries.rows(connection, "retention/plan_page", self.keep, self.chosen, MAX_COUNT)
+        self.capped = [row["what"] for row in found if row["verdict"] == "not_judged"]
+        self.verdicts = [row for row in found if row["verdict"] != "not_judged"]
         self.readers = await queries.rows(connection, "retention/readers")
 
     def kept(self, what: str) -> str:
@@ -76,8 +88,8 @@ class RetentionPlan:
     def as_json(self) -> Row:
         """The machine-readable form of the plan."""
         return {
-            "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "readers": self.blockers,
-            "partitions": self.partitions,
+            "policies": self.policies, "keep": self.keep, "plan": self.verdicts, "capped": self.capped,
+            "readers": self.blockers, "partitions": self.partitions,
         }  # fmt: skip
 
     def print(self, options: ConnectionOptions | None) -> None:
@@ -93,12 +105,18 @@ class RetentionPlan:
                 if what in goes
                 else ""
             )
+            least = "at least " if what in self.capped else ""
             off = "" if what in on else ", but the policy is off"
             output.line(
-                f"{what}: {output.plural(self.going[what], 'row')} older than {self.kept(what)} would be removed"
+                f"{what}: {least}{output.plural(self.going[what], 'row')} older than {self.kept(what)} would be removed"
                 f"{since}{off}."
             )
         self.print_held()
+        if self.capped:
+            output.note(
+                f"Only the oldest {number(MAX_COUNT)} rows were judged of: {', '.join(self.capped)}. To judge all rows,"
+                " use --exact."
+            )
         if self.partitions:
             _print_partitions(self.partitions)
 
