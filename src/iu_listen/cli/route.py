@@ -12,10 +12,11 @@ from iu_listen.admin import routes, times
 from iu_listen.cli import output
 from iu_listen.cli.confirm import require_confirmation, require_reason
 from iu_listen.cli.context import ConnectionOptions, connected
-from iu_listen.cli.parameters import Actor, NoQuestion, Plan
+from iu_listen.cli.parameters import Actor, Exact, NoQuestion, Plan
 from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import mask
+from iu_listen.model.text import MAX_COUNT, MAX_SEARCHED
 from iu_listen.postgres import queries
 
 #: The four switches of deliveries, each with the command that opens it.
@@ -116,25 +117,31 @@ def route_backtest(
     /,
     *,
     since: Annotated[str, Parameter(help="Beginning of the period: 2h, '3 days', or ISO 8601.")] = "1 day",
+    exact: Exact = False,
     options: ConnectionOptions | None = None,
 ) -> int:
     """Show the decisions that a route in its present form would make about past events if it were enabled.
 
     Beside them stand the decisions that were made. The command changes nothing and delivers nothing, so use it before
-    you enable a new or changed route.
+    you enable a new or changed route. At most 10 000 events are judged, among the newest 100 000 of the domain.
     """
 
-    async def run() -> tuple[list[queries.Row], datetime]:
+    async def run() -> tuple[list[queries.Row], datetime, bool]:
         async with connected(options) as (_, connection):
             await requirements.require_package(connection)
             moment = await times.moment(connection, since)
             if not await queries.rows(connection, "list_routes", code):
                 raise await routes.no_such_route(connection, code)
-            return await queries.rows(connection, "backtest", code, moment), moment
+            if exact:
+                return await queries.rows(connection, "backtest", code, moment, None, None), moment, True
+            judged = await queries.rows(connection, "backtest", code, moment, MAX_SEARCHED, MAX_COUNT)
+            whole = sum(row["events"] for row in judged if row["would"] == "take") < MAX_COUNT
+            whole = whole and await queries.value(connection, "backtest_reaches", code, moment, MAX_SEARCHED)
+            return judged, moment, whole
 
-    found, begin = anyio.run(run)
+    found, begin, whole = anyio.run(run)
     if options and options.json:
-        output.as_json({"route": code, "since": begin, "events": found})
+        output.as_json({"route": code, "since": begin, "events": found, "whole": whole})
         return 0
     output.table(
         ("route would", "decision made", "events", "oldest", "newest", "example"),
@@ -148,6 +155,8 @@ def route_backtest(
     output.note(
         f"Events since {period}; nothing was changed." if found else f"The route selects no event since {period}."
     )
+    if not whole:
+        output.note("Only the newest events of this period were judged. To judge all of them, use --exact.")
     return 0
 
 
