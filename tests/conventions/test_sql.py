@@ -375,3 +375,15 @@ def test_the_state_of_the_package_is_read_from_each_file_once(monkeypatch):
     assert package.complete
     assert package.drift() == []
     assert max(Counter(compared).values()) <= 6
+
+
+def test_the_checks_of_a_database_in_use_are_those_of_070():
+    """W1 to W8 in sql/queries/verify_live.sql are those of runtime/070.
+
+    Fails when: one of them is changed in one file only.
+    """
+    both = (sql_root() / "queries/verify_live.sql", sql_root() / "runtime/070_verify.up.sql")
+    one, other = (path.read_text().partition("select 'W1'")[2].partition("select 'W9'")[0] for path in both)
+
+    assert one == other
+    assert one.count("union all") == 8
