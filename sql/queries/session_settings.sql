@@ -2,8 +2,9 @@
 -- search_path is in force until it has run, and that may contain a schema to which other roles may write. Afterwards
 -- the search_path is pg_catalog, with pg_temp last: an empty path would search temporary tables and types before
 -- pg_catalog. Rows that a policy hides are an error (42501), so that they are not missed silently. A statement ends
--- before its client gives it up, and soon after its client has gone, if the platform of the server can detect that. The
--- other settings limit how long a dead host, or a frozen one, can hold locks.
+-- before its client gives it up, and soon after its client has gone, if the platform of the server can detect that.
+-- Plans are not compiled (jit): a statement with a bound costs less than it is estimated to cost. The other settings
+-- limit how long a dead host, or a frozen one, can hold locks.
 --
 -- $1 text     idle_session_timeout, e.g. 15000ms; 0 means never
 -- $2 boolean  true: the session only reads, listens and holds advisory locks
@@ -12,6 +13,7 @@
 
 select pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false),
        pg_catalog.set_config('row_security', 'off', false),
+       pg_catalog.set_config('jit', 'off', false),
        pg_catalog.set_config('client_min_messages', 'warning', false),
        -- Fixed text forms of times, intervals and numbers, independent of the role and the database.
        pg_catalog.set_config('TimeZone', 'UTC', false),

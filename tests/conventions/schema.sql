@@ -1820,8 +1820,10 @@ CREATE VIEW public.v_iu_trace_lag AS
     f.created_at AS since,
     COALESCE(t.last_export_at, t.created_at) AS moved_at
    FROM ((public.iu_trace_cursor t
-     CROSS JOIN LATERAL ( SELECT max(a.id) AS last_id
-           FROM public.iu_route_attempt a) n)
+     LEFT JOIN LATERAL ( SELECT a.id AS last_id
+           FROM public.iu_route_attempt a
+          ORDER BY a.id DESC
+         LIMIT 1) n ON (true))
      LEFT JOIN LATERAL ( SELECT a.id,
             a.created_at
            FROM public.iu_route_attempt a

@@ -145,3 +145,14 @@ async def test_a_measurement_has_all_its_figures(live):
         assert {m.what for m in survey.measures} == {
             "gate", "notification_queue", "refused_emits", "healthy", "lag_items", "lag_seconds",
         }  # fmt: skip
+
+
+async def test_an_export_is_listed_before_the_first_attempt(live):
+    """A trace export has a lag, of no attempt, in a database without attempts.
+
+    Fails when: the view joins the last attempt, which does not exist.
+    """
+    async with connected(live.dsn) as connection:
+        await connection.execute("select fn_iu_trace_register('new')")
+        (row,) = await connection.fetch("select name, items, since from v_iu_trace_lag")
+        assert tuple(row) == ("new", 0, None)
