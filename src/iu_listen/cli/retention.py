@@ -234,7 +234,7 @@ async def _remove(
     if machine:
         output.as_json({
             "status": "ran", "removed": removed, "seconds": round(seconds, 3),
-            "held": plan.held, "readers": plan.blockers,
+            "held": plan.held, "capped": plan.capped, "readers": plan.blockers,
             "partitions": {"done": maintainer.done, "held": maintainer.held} if maintainer else None,
         })  # fmt: skip
         return 0
@@ -273,8 +273,9 @@ def _progress(what: str, total: int | None) -> Iterator[Any]:
     ``total`` None: the number of rows is unknown.
     """
     console = output.err()
+    figures = "{task.completed}" if total is None else "{task.completed}/{task.total}"
     with Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), _RateColumn(),
+        TextColumn("{task.description}"), BarColumn(), TextColumn(figures), _RateColumn(),
         TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
     ) as bar:  # fmt: skip
         task = bar.add_task(what, total=total)

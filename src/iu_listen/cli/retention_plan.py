@@ -112,16 +112,11 @@ class RetentionPlan:
                 f"{since}{off}."
             )
         self.print_held()
-        if self.capped:
-            output.note(
-                f"Only the oldest {number(MAX_COUNT)} rows were judged of: {', '.join(self.capped)}. To judge all rows,"
-                " use --exact."
-            )
         if self.partitions:
             _print_partitions(self.partitions)
 
     def print_held(self) -> None:
-        """Print the rows that are old enough but held back, each with a hint."""
+        """Print the rows that are old enough but held back, each with a hint; and the policies that were capped."""
         held = self.held
         if held:
             output.table(
@@ -145,6 +140,11 @@ class RetentionPlan:
             )  # fmt: skip
         for hint in dict.fromkeys(VERDICT_PHRASES[v["verdict"]][1] for v in held):
             output.note(hint)
+        if self.capped:
+            output.note(
+                f"Only the oldest {number(MAX_COUNT)} rows were judged of: {', '.join(self.capped)}. To judge all rows:"
+                " iu-listen retention plan --exact"
+            )
 
     @property
     def blockers(self) -> list[Row]:
