@@ -73,6 +73,7 @@ class Upgrade(Storm):
         super().__init__(plan, environment)
         self._order, self._schema = order, schema
         self._beats: list[tuple[Transaction, float]] = []
+        self._beating = True
         self.longest_commit = self.longest_gap = 0.0
 
     async def _inject_faults(self) -> None:
@@ -86,8 +87,9 @@ class Upgrade(Storm):
             await {"schema": self._upgrade_schema, "consumers": self._upgrade_consumers}[step]()
             self._check()
             await asyncio.sleep(pause)
-        metronome.cancel()
-        await asyncio.gather(metronome, return_exceptions=True)
+        # Not cancelled: an event might be committed and not be known to the model.
+        self._beating = False
+        await metronome
         if await self.environment.rows(KEPT, self._schema) != kept:
             self.report.failures.append("the upgrade changed gates, routes or lines of the ledger")
 
@@ -110,7 +112,7 @@ class Upgrade(Storm):
         """Commit an event every PACE seconds."""
         session = await self.environment.connect("storm metronome")
         try:
-            while True:
+            while self._beating:
                 tx = self.model.begin("probe")
                 event, began = tx.event(*tx.add()), time.time()
                 await session.execute(
