@@ -9,10 +9,11 @@ HELM   := .helm
 DOCS   := .venv-docs
 PINS   := .venv-pins
 TOOLS  := .venv-package
+BENCH  := .venv-bench
 WHEEL  := .venv-wheel
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint types imports unit wide storm soak kills upgrade-test freeze package schema examples docs hashes bench clean
+.PHONY: help demo up test lint types imports unit wide storm soak kills upgrade-test freeze package schema examples docs hashes bench bench-quick clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -154,11 +155,26 @@ hashes: ## Write hashes.txt anew, after a change of constraints.txt
 	    --custom-compile-command 'make hashes' --output-file $(PINS)/hashes.txt constraints.txt
 	@cp $(PINS)/hashes.txt hashes.txt
 
-bench: $(READY) ## Latency and drain, beside their bounds
-	@$(BIN)/python bench/latency.py
-	@$(BIN)/python bench/drain.py
+# The suite runs in an environment of its own, because its peers have dependencies that the project does not need.
+$(BENCH)/.ready: pyproject.toml constraints.txt bench/requirements.txt
+	@echo "preparing $(BENCH) (once) ..."
+	@$(PYTHON) -m venv --clear $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --editable .
+	@if command -v npm >/dev/null; then mkdir -p $(BENCH)/node && npm install --silent --no-save --no-package-lock \
+	    --prefix $(BENCH)/node graphile-worker@0.18.0; else echo "npm is not installed: without graphile-worker"; fi
+	@touch $@
+
+# BENCH_OPTIONS takes further options: make bench BENCH_OPTIONS=--help
+SUITE = PYTHONPATH=bench $(BENCH)/bin/python -m suite
+
+bench: $(BENCH)/.ready ## iu-listen beside its peers, in about half an hour; DOCS=1 writes docs/reference/benchmarks.md
+	@$(SUITE) $(if $(DOCS),--docs docs/reference/benchmarks.md) $(BENCH_OPTIONS)
+
+bench-quick: $(BENCH)/.ready ## The same in less than three minutes: the most important measurements, once
+	@$(SUITE) --quick $(BENCH_OPTIONS)
 
 clean: ## Remove what make made, the embedded databases included
 	@# As root in a closed directory the data lies elsewhere, and pg18 is a link there.
 	@for data in .iu-listen/pg*; do case "$$(readlink $$data)" in /var/*/iu-listen/*) rm -rf "$$(dirname "$$(readlink $$data)")";; esac; done
-	@rm -rf $(VENV) $(AGENT) $(HELM) $(DOCS) $(PINS) $(TOOLS) $(WHEEL) site build/docs .cache .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf $(VENV) $(AGENT) $(HELM) $(DOCS) $(PINS) $(TOOLS) $(WHEEL) $(BENCH) site build/docs build/bench .cache .iu-listen .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -14,8 +14,7 @@ import time
 
 import asyncpg
 
-from common import consumer, database, spread
-from drain import EMIT, SPAN
+from common import EMIT, SPAN, consumer, database, spread
 
 #: One transaction of a writer with many events, numbered within their subject; a subject belongs to one writer.
 WRITE = """

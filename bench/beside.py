@@ -23,8 +23,7 @@ from tempfile import TemporaryDirectory
 
 import asyncpg
 
-from common import EMIT, consumer, listening, percentile
-from delivery import TARGET, go_live
+from common import EMIT, consumer, go_live, listening, percentile
 from iu_listen import embedded
 
 HERE = Path(__file__).parent.parent
@@ -33,8 +32,20 @@ PREPARE = """
 import asyncio, sys
 sys.path[:0] = [sys.argv[1] + "/bench"]
 import common
-# Versions before 0.2.0 have one base.
-asyncio.run(common._prepare(*[sys.argv[2], "iu_core"][: common._prepare.__code__.co_argcount]))
+# Its former name was _prepare.
+prepare = common.prepare if hasattr(common, "prepare") else common._prepare
+asyncio.run(prepare(sys.argv[2], "iu_core"))
+"""
+#: The target: a coroutine that records the times of its calls.
+TARGET = """
+import os, time
+from iu_listen import Delivery, target
+
+@target("event_outbox")
+async def nothing(delivery: Delivery) -> None:
+    os.write(LATE, f"{time.time()}\\n".encode())
+
+LATE = os.open(os.environ["LATE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 """
 
 

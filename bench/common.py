@@ -28,6 +28,15 @@ select count(fn_iu_emit_event('version_applied', 'bench/' || n, gen_random_uuid(
   from generate_series(1, $1::int) n
 """
 
+#: The route of the events of EMIT.
+ROUTE = "iu.version_applied.workflow"
+#: Attempts, events, and seconds from the first attempt to the last.
+SPAN = """
+select count(*) as attempts, count(distinct event_ref) as events,
+       extract(epoch from max(finished_at) - min(created_at))::float8 as seconds
+  from iu_route_attempt
+"""
+
 
 @contextmanager
 def database(
@@ -37,17 +46,24 @@ def database(
     with TemporaryDirectory(prefix="iu-listen-bench-") as root:
         Path(root).chmod(0o755)
         with embedded.running(Path(root), major, tcp=tcp, options={"track_commit_timestamp": "on"}) as server:
-            asyncio.run(_prepare(server.dsn("iu"), base))
+            asyncio.run(prepare(server.dsn("iu"), base))
             yield server
 
 
-async def _prepare(dsn: str, base: Base) -> None:
+async def prepare(dsn: str, base: Base = "iu_core") -> None:
+    """Apply the package to a database, and open the worker gate."""
     async with session(dsn, name="bench") as connection:
         await migrate.apply_base(connection, base)
         await migrate.apply_files(connection, (await package_state(connection)).pending, {}, lambda _: None)
         await connection.execute(
             "update public.dot_config set value = 'true' where key = 'iu_core.route_worker_enabled'"
         )
+
+
+async def go_live(connection: asyncpg.Connection) -> None:
+    """Make the route live, and allow deliveries."""
+    await connection.execute("update dot_config set value = 'true' where key = 'iu_core.delivery_enabled'")
+    await connection.fetchval("select fn_iu_route_live($1, true, 'bench', 'bench')", ROUTE)
 
 
 def consumer(

@@ -1,4 +1,4 @@
-"""Many producers at full speed while the consumer runs: a short version of bench/writers.py, without its timings."""
+"""Many producers at full speed while the consumer runs: the measurement of the writers in bench/suite without its timings."""
 
 from __future__ import annotations
 
