@@ -32,9 +32,9 @@ PREPARE = """
 import asyncio, sys
 sys.path[:0] = [sys.argv[1] + "/bench"]
 import common
-# Its former name was _prepare.
+# Earlier versions call it _prepare, and the oldest ones have no choice of the base.
 prepare = common.prepare if hasattr(common, "prepare") else common._prepare
-asyncio.run(prepare(sys.argv[2], "iu_core"))
+asyncio.run(prepare(*[sys.argv[2], "iu_core"][: prepare.__code__.co_argcount]))
 """
 #: The target: a coroutine that records the times of its calls.
 TARGET = """
