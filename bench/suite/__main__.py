@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -76,7 +76,7 @@ def measured(chosen: argparse.Namespace, console: Console) -> report.Run:
             if not console.is_terminal:
                 print(said, flush=True)
 
-        tables = [asyncio.run(measure(bench, measurement, sizes.rounds, step)) for measurement in wanted]
+        tables = [uvloop.run(measure(bench, measurement, sizes.rounds, step)) for measurement in wanted]
         about = describe(bench, began, found, missing)
     return report.Run(about, tables)
 

@@ -34,7 +34,8 @@ class Worker:
     Attributes:
         process: Its process.
         file: The record of its calls.
-        peak_mb: Largest memory of its processes, in MB, once it has ended.
+        log: Its output.
+        peak_mb: Largest memory of its processes so far, in MB; 0 if its purpose is ``latency``.
     """
 
     process: psutil.Popen
@@ -173,11 +174,13 @@ class Bench:
         with log.open("w") as said:
             process = psutil.Popen(command, env=self._environ(file, record) | environ, stdout=said, stderr=said)
         worker = Worker(process, file, log)
-        sampler = asyncio.create_task(_sample(worker))
+        # The search for child processes takes milliseconds, which would show in a latency.
+        sampler = asyncio.create_task(_sample(worker)) if purpose == "throughput" else None
         try:
             yield worker
         finally:
-            sampler.cancel()
+            if sampler:
+                sampler.cancel()
             family = worker.family() if process.poll() is None else []
             process.terminate()
             _, left = psutil.wait_procs(family, timeout=10)
@@ -210,7 +213,7 @@ async def _sample(worker: Worker) -> None:
     with contextlib.suppress(psutil.Error):
         while True:
             worker.peak_mb = max(worker.peak_mb, worker.memory())
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.25)
 
 
 @contextmanager

@@ -173,7 +173,8 @@ SYSTEMS = (
         name="awa",
         kind="peer",
         package="awa-pg",
-        settings="Its README: one queue with 100 workers for throughput and 10 for single events; a pool of 20.",
+        settings="Its README and its reference of settings: the queue storage, one queue with 100 workers for "
+        "throughput and 10 for single events, a pool of 20.",
         # The statement of awa.bridge.
         enqueue="""
             select count(*) from generate_series($1::int, $2::int) n, awa.insert_job_compat(
@@ -186,8 +187,8 @@ SYSTEMS = (
         name="faststream-outbox",
         kind="peer",
         package="faststream-outbox",
-        settings="Its README: the driver asyncpg, which listens; 10 workers, and for throughput `fetch_batch_size` 500 "
-        "and `terminal_flush_batch_size` 100.",
+        settings="Its README and its page on performance: the driver asyncpg, which listens; 10 workers, and for "
+        "throughput `fetch_batch_size` 500 and `terminal_flush_batch_size` 100.",
         # The statement of its OutboxBroker.publish.
         enqueue="""
             with written as (
