@@ -26,8 +26,7 @@ import asyncpg
 import psutil
 
 from beside import HERE, PREPARE, checkout
-from common import EMIT, consumer, listening
-from delivery import DONE, ROUTE, go_live
+from common import EMIT, ROUTE, consumer, go_live, listening
 from iu_listen import embedded
 
 ANSWER = (
@@ -39,6 +38,10 @@ ENVIRON = {
     "IU_LISTEN_ALLOW_PRIVATE": "localhost",
     "IU_SECRET_BENCH": "whsec_YSBrZXkgZm9yIHRoZSBiZW5jaG1hcms=",
 }
+DONE = """
+select total_seen >= $1 and not exists (select from iu_route_delivery)
+  from iu_route_worker_cursor
+"""
 
 
 class Receiver(asyncio.Protocol):
