@@ -123,6 +123,9 @@ CALLS = {
         "in_flight_routes = (select array_agg(route_code) from iu_route_delivery), "
         "in_flight_ids = (select array_agg(id) from iu_route_delivery)",
     ),
+    "record a call that was ahead": Call(
+        sql("select fn_iu_delivery_of_call('{worker}', '{owner}', '{route}', gen_random_uuid(), true)"), LEASE
+    ),
     "cancel": Call(
         sql("select fn_iu_delivery_cancel('{route}', null, 'a test')"),
         LEASE | LETTERS | {"iu_outbound_route", "iu_route_delivery"}, HELD,
@@ -250,6 +253,7 @@ COVERED = {
     "fn_iu_breaker_success": "settle a probe that arrived",
     "fn_iu_delivery_cancel": "cancel",
     "fn_iu_delivery_dead_letter": "settle what was rejected",
+    "fn_iu_delivery_of_call": "record a call that was ahead",
     "fn_iu_delivery_settle_failed": "settle what failed",
     "fn_iu_delivery_settle_sent": "settle what arrived",
     "fn_iu_delivery_unrecorded": "settle what cannot be recorded",
