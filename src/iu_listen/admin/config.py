@@ -9,7 +9,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from iu_listen.admin import event_types, retention, routes, workers
 from iu_listen.install.migrate import is_lock_conflict, retry_on_lock_timeout
@@ -17,10 +17,7 @@ from iu_listen.model.config_file import ConfigFile, RouteEntry, TypeEntry
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.settings import mask
 from iu_listen.postgres.queries import rows, value
-from iu_listen.postgres.session import Connection
-
-#: The SQLSTATE of a missing privilege.
-NO_PRIVILEGE: Final = "42501"
+from iu_listen.postgres.session import NO_PRIVILEGE, Connection
 
 
 @dataclass(frozen=True)

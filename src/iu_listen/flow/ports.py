@@ -267,7 +267,7 @@ class DeliveryStore(Protocol):
         """
 
     async def peek(self, requests: Sequence[TakeRequest]) -> Sequence[TakenDelivery]:
-        """The deliveries of a single new event that the running batch will queue; none if that is not certain.
+        """The deliveries of a single new event that the next batch will queue; none if that is not certain.
 
         Their ids are 0.
         """

@@ -214,7 +214,7 @@ class DeliverySession:
         return _take_result(rows)
 
     async def peek(self, requests: Sequence[TakeRequest]) -> list[TakenDelivery]:
-        """The deliveries of a single new event that the running batch will queue, with ids of 0.
+        """The deliveries of a single new event that the next batch will queue, with ids of 0.
 
         Empty if that is not certain, or if a take query is running.
         """

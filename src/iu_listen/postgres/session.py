@@ -62,7 +62,7 @@ def _translated(error: BaseException) -> SessionLost | Refused:
 def refused_by_server(error: asyncpg.PostgresError) -> Refused:
     """The error with the message, the hint and the SQLSTATE of the server."""
     hint = getattr(error, "hint", None) or ""
-    if error.sqlstate == _NO_PRIVILEGE and not hint:
+    if error.sqlstate == NO_PRIVILEGE and not hint:
         # Row level security and a missing privilege have the same SQLSTATE, and the message may be in any language.
         # Only the name of the function in the server's source distinguishes them.
         hidden = getattr(error, "server_source_function", None) == "check_enable_rls"
@@ -71,7 +71,7 @@ def refused_by_server(error: asyncpg.PostgresError) -> Refused:
 
 
 #: The SQLSTATE of a missing privilege.
-_NO_PRIVILEGE: Final = "42501"
+NO_PRIVILEGE: Final = "42501"
 #: The hint for it names the roles of deploy/postgres/roles.sql; one of them has the privilege.
 _ROLES_HINT: Final = (
     "This login lacks a role: iu_listen_reader for status, doctor, attempts and other queries; iu_listen_operator for"
