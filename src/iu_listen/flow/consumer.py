@@ -84,6 +84,7 @@ class ConsumerLoop:
         self._jitter = jitter or random.Random()
         self._worker = WorkerName(settings.worker)
         self._wake = WakeEvent()
+        self._asleep = False
         self._wake_policy = WakePolicy(settings.linger, settings.busy_interval, settings.poll_interval)
         self._listener: Listener | None = None
         self._polling_why = "the listener session is not open yet"
@@ -203,7 +204,7 @@ class ConsumerLoop:
             return (await session.run_batch(limit)).parse()
         with dispatcher.batch() as hand_over:
             if wake is Wake.NOTIFY:
-                await dispatcher.call_ahead(hand_over)
+                await dispatcher.peeked()
             answer = await session.run_batch(limit, hand_over.requests)
             if answer.deliveries:
                 dispatcher.hand_over(hand_over, answer.deliveries, answer.seconds)
@@ -241,7 +242,11 @@ class ConsumerLoop:
                 # The heartbeat may be due before the catch-up poll, as the last batch may have come too early to write
                 # it.
                 due = max(0.0, self._heartbeat_at + self._settings.catch_up - self._clock())
-                rung = await self._wake.wait(min(due, self._settings.catch_up * self._jitter.uniform(0.8, 1)))
+                self._asleep = True
+                try:
+                    rung = await self._wake.wait(min(due, self._settings.catch_up * self._jitter.uniform(0.8, 1)))
+                finally:
+                    self._asleep = False
                 return Wake.NOTIFY if rung else Wake.CATCH_UP
             if await self._arm_or_disarm(act):
                 # Events that were committed before arming caused no notification: run one more batch, then sleep.
@@ -279,6 +284,12 @@ class ConsumerLoop:
         self._tally.events += batch.seen
         self._observer.observe(BatchRan(self._worker, wake, batch, delay, kinds))
 
+    def _notified(self) -> None:
+        """Called at each notification. The peek begins here, because the batch begins some steps later."""
+        if self._asleep and self._dispatcher is not None:
+            self._dispatcher.peek()
+        self._wake.set()
+
     # -- listener ------------------------------------------------------------------------------------------------
 
     async def _keep_listening(self) -> None:
@@ -286,7 +297,7 @@ class ConsumerLoop:
         tries, last_reported = 0, ""
         while True:
             try:
-                async with self._sessions.listener(self._wake.set) as listener:
+                async with self._sessions.listener(self._notified) as listener:
                     tries, last_reported = 0, ""
                     await self._listen(listener)
             except ListenUnavailable as unavailable:

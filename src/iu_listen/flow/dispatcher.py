@@ -22,7 +22,7 @@ import anyio
 import anyio.abc
 
 from iu_listen.flow.backoff import backoff
-from iu_listen.flow.call_ahead import CallAhead, settleable
+from iu_listen.flow.call_ahead import CallAhead, Peeks, settleable
 from iu_listen.flow.call_executor import ABANDON_AFTER, SWITCHES_VALID_FOR, CallExecutor
 from iu_listen.flow.delivery_lease import DeliveryLease
 from iu_listen.flow.detached import within
@@ -46,8 +46,6 @@ from iu_listen.model.settings import Settings
 #: Longest pause between two take queries, and between two settlements, which renew the lease. In seconds. A replay and
 #: a change of a switch cause no wake-up.
 DISPATCH_INTERVAL: Final = 1.0
-#: Longest time for which a batch waits for the search for an event that can be called ahead, in seconds.
-MAX_PEEK: Final = 0.005
 
 
 class Dispatcher:
@@ -107,7 +105,7 @@ class Dispatcher:
             targets=self._route_targets, pauses=PauseReporter(self._worker, observer), wake=self._take_wake,
             clock=clock,
         )  # fmt: skip
-        self._session_tasks: tuple[DeliveryStore, anyio.abc.TaskGroup] | None = None
+        self._peeks = Peeks(lambda session: self._intake.call_ahead(session, accepting=self._accepting()))
         self._working = False
         self._stopping = False
         self._failures = 0
@@ -148,27 +146,20 @@ class Dispatcher:
             # Some deliveries were not accepted, or may not begin yet: run a take query at once.
             self._take_wake.set()
 
-    async def call_ahead(self, batch: HandOver) -> None:
-        """Call the target of a single new event before its batch runs. Returns when the calls begin, if there are any.
+    def peek(self) -> None:
+        """Search for a single new event whose target can be called before its batch. Neither raises nor waits.
 
-        The batch does not run at the same time, because the WAL that it writes would look like a commit that is not
-        durable. If the answer takes longer than MAX_PEEK, the batch does not wait for it any longer.
-
-        Args:
-            batch: The context of the batch.
+        Called at a notification, while no batch runs.
         """
-        if batch.requests and self._session_tasks is not None:
-            session, tasks = self._session_tasks
-            answered = anyio.Event()
-            tasks.start_soon(self._call_ahead, session, batch, answered)
-            with anyio.move_on_after(MAX_PEEK):
-                await answered.wait()
+        self._peeks.ask()
 
-    async def _call_ahead(self, session: DeliveryStore, batch: HandOver, answered: anyio.Event) -> None:
-        try:
-            await self._intake.call_ahead(session, batch)
-        finally:
-            answered.set()
+    async def peeked(self) -> None:
+        """Wait for a running peek, for a limited time. The calls that it has found begin.
+
+        A batch does not run at the same time, because the WAL that it writes would look like a commit that is not
+        durable.
+        """
+        await self._peeks.answered()
 
     def _accepting(self) -> bool:
         """Whether new deliveries may be taken."""
@@ -226,13 +217,11 @@ class Dispatcher:
         async with anyio.create_task_group() as tasks:
             over = anyio.Event()
             tasks.start_soon(self._settle_loop, session, over)
-            self._session_tasks = session, tasks
-            try:
-                await self._take_loop(session)
-            finally:
-                self._session_tasks = None
+            tasks.start_soon(self._peeks.serve, session, over)
+            await self._take_loop(session)
             over.set()
             self._settle_wake.set()
+            self._peeks.end()
 
     # -- settlement ----------------------------------------------------------------------------------------------
 

@@ -34,12 +34,10 @@ class HandOver:
     Attributes:
         requests: The routes with free capacity.
         mark: The mark of the ledger from before the batch.
-        over: Whether the batch has ended.
     """
 
     requests: Sequence[TakeRequest]
     mark: int
-    over: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,31 +144,44 @@ class Intake:
         Args:
             accepting: False: request no deliveries.
         """
-        now = self.clock()
-        idle = not self.ledger and not self.quarantine.cautious(now)
-        requests = self._requests(now) if accepting and idle and self.lease.held else []
-        with self.ledger.mark() as mark:
-            batch = HandOver([request for request in requests if request.capacity], mark)
-            try:
-                yield batch
-            finally:
-                batch.over = self.ahead.batch_over = True
-                if self.ledger.unconfirmed:
-                    self.wake.set()
+        requests = self._requests_if_idle() if accepting else []
+        self.ahead.batch_runs = True
+        try:
+            with self.ledger.mark() as mark:
+                yield HandOver(requests, mark)
+        finally:
+            self.ahead.batch_ended()
+            if self.ledger.unconfirmed:
+                self.wake.set()
 
-    async def call_ahead(self, session: DeliveryStore, batch: HandOver) -> None:
-        """Call the target of a single new event, unless the batch is over before the event is known.
+    def _requests_if_idle(self) -> list[TakeRequest]:
+        """The routes with free capacity, if nothing is in flight but unconfirmed deliveries; otherwise empty."""
+        now = self.clock()
+        if len(self.ledger) > len(self.ledger.unconfirmed) or self.quarantine.cautious(now) or not self.lease.held:
+            return []
+        return [request for request in self._requests(now) if request.capacity]
+
+    async def call_ahead(self, session: DeliveryStore, *, accepting: bool) -> None:
+        """Call the target of a single new event, unless a batch ends before the event is known.
 
         Nothing may be in flight: with a backlog, the batch is the faster way.
+
+        Args:
+            session: The delivery session.
+            accepting: False: call nothing.
         """
-        started = self.clock()
-        found = await session.peek(batch.requests)
-        if batch.over or not self.lease.held or self.draining or self.quarantine.cautious(self.clock()):
+        started, batches = self.clock(), self.ahead.batches
+        requests = self._requests_if_idle() if accepting and not self.ledger else []
+        if not requests:
+            return
+        found = await session.peek(requests)
+        # The position of the peek may lie before a batch that has ended: that batch has handed the event over.
+        if batches != self.ahead.batches or not self.lease.held or self.draining:
             return
         usable = [
             t for t in found if t.delivery.route in self.routes and not self.routes[t.delivery.route].state.paused_by
         ]
-        if usable:
+        if usable and not self.quarantine.cautious(self.clock()):
             self._switches_read(self.clock() - started)
             self.taken.accept(self.ahead.admitted(usable))
             self.taken.begin()
