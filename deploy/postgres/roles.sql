@@ -184,7 +184,8 @@ revoke execute on function
 grant execute on function
     public.fn_iu_delivery_policy(jsonb), public.fn_iu_delivery_policy_check(jsonb), public.fn_iu_delivery_list(text),
     public.fn_iu_delivery_options_check(text, text, jsonb), public.fn_iu_delivery_options(text),
-    public.fn_iu_delivery_scheme(text), public.fn_iu_bell_due(text)
+    public.fn_iu_delivery_scheme(text), public.fn_iu_bell_due(text),
+    public.fn_iu_ring_consumers()
     to public;
 
 grant usage on schema public

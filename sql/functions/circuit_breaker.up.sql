@@ -47,7 +47,7 @@
 -- the breaker open, however many of them wait before one that would succeed.
 --
 -- kind: repeatable
--- needs: 012, functions/delivery_policy
+-- needs: 012, functions/delivery_policy, functions/wake
 -- locks: nothing that other sessions use
 
 create or replace function public.fn_iu_breaker_after(
@@ -200,6 +200,7 @@ begin
         return false;
     end if;
     perform public.fn_iu_breaker_store(public.fn_iu_breaker_after(b, 'resumed', '{}', now()));
+    perform public.fn_iu_ring_consumers();
     return true;
 end
 $$;

@@ -1,7 +1,7 @@
 -- The completeness check (command: audit): every event before a cursor must have its attempts.
 --
 -- kind: repeatable
--- needs: 006, 007, 008, 012, 014, functions/outbox_position, functions/idempotency_key
+-- needs: 006, 007, 008, 012, 014, functions/outbox_position, functions/idempotency_key, functions/wake
 -- locks: nothing that other sessions use
 
 -- Confirm ------------------------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ begin
     end loop;
     -- An update does not ring the bell, and an idle consumer would report these events as a lost notification.
     if v_restamped > 0 and pg_notification_queue_usage() < 0.5 then
-        perform pg_notify('iu_event_outbox', '');
+        perform public.fn_iu_ring_consumers();
     end if;
     return jsonb_build_object('restamped', v_restamped, 'accepted', v_accepted, 'more', v_seen = p_limit);
 end

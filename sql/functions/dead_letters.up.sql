@@ -15,7 +15,7 @@
 --
 -- kind: repeatable
 -- needs: 008, 011, 012, functions/delivery_switches, functions/event_snapshot, functions/trace_ids, functions/idempotency_key
--- calls: 009, functions/routing, functions/sql_targets
+-- calls: 009, functions/routing, functions/sql_targets, functions/wake
 -- locks: nothing that other sessions use
 
 -- Cancel -------------------------------------------------------------------------------------------------
@@ -290,6 +290,9 @@ begin
          where d.id = l.id
     )
     select count(*) into v_count from queued;
+    if v_count > 0 then
+        perform public.fn_iu_ring_consumers();
+    end if;
     return v_count;
 end
 $$;

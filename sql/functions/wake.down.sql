@@ -14,6 +14,8 @@ end
 $$;
 
 -- "if exists": a package with missing objects must be removable as well.
+drop function if exists public.fn_iu_ring_after_change();
+drop function if exists public.fn_iu_ring_consumers();
 drop function if exists public.fn_iu_ring_bell();
 drop function if exists public.fn_iu_set_bell_domains();
 drop function if exists public.fn_iu_bell_due(text);

@@ -1,4 +1,5 @@
--- The bell: the wake-up of an idle consumer by NOTIFY. It costs nothing under load. The triggers of 010 and 022 call it.
+-- The bell: the wake-up of an idle consumer by NOTIFY. It costs nothing under load. The triggers of 010, 022 and 025 call
+-- it.
 --
 -- kind: repeatable
 -- needs: 008
@@ -24,7 +25,8 @@
 --   * A domain that no worker reads has no consumer to wake. The condition of the trigger names the domains with a
 --     worker, so for any other domain the function is not called.
 --   * The payload is the domain. A consumer ignores the notifications of other domains. It is empty after a change of a
---     gate, which concerns every consumer, and is sent whether or not one is armed, because gates change rarely.
+--     gate, a route or a switch, or a replay. Such a change concerns every consumer, and the notification is sent whether
+--     or not one is armed, because such changes are rare.
 --   * One armed consumer is enough reason to notify, so the first refused slot decides.
 create or replace function public.fn_iu_ring_bell()
 returns trigger
@@ -59,6 +61,36 @@ $$;
 comment on function public.fn_iu_ring_bell() is
     'Sends NOTIFY on channel iu_event_outbox, with the domain as payload, if a consumer of the domain is armed; after a '
     'change of a gate always, with an empty payload. Never fails and never waits.';
+
+-- Called in the middle of a transaction, when it is not known whether the transaction will be prepared. NOTIFY would make
+-- that fail, so where transactions can be prepared there is no notification: an idle consumer reads the deliveries by
+-- itself, after some seconds.
+create or replace function public.fn_iu_ring_consumers()
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    if current_setting('max_prepared_transactions') = '0' and pg_notification_queue_usage() < 0.5 then
+        perform pg_notify('iu_event_outbox', '');
+    end if;
+end
+$$;
+comment on function public.fn_iu_ring_consumers() is
+    'Wakes all consumers at commit, because a route or a switch was changed or deliveries were queued again.';
+
+create or replace function public.fn_iu_ring_after_change()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform public.fn_iu_ring_consumers();
+    return null;
+end
+$$;
+comment on function public.fn_iu_ring_after_change() is
+    'Trigger function of iu_outbound_route and dot_config: calls fn_iu_ring_consumers().';
 
 -- The setting iu.bell is local to the transaction. A transaction that writes events of two domains in turns queues the
 -- trigger again with each change of the domain, which is harmless. The search_path is not set, because that would cost

@@ -76,7 +76,7 @@ class PostgresSessions:
         consumer, earlier = self._own
         return worker_session(self._settings, consumer, VERSION, earlier)
 
-    def listener(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
+    def listener(self, wake: Callable[[bool], None]) -> AbstractAsyncContextManager[Listener]:
         """Open the listener session."""
         return listener_session(self._settings, self._own[1], wake)
 

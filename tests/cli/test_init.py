@@ -59,7 +59,7 @@ def test_init_prints_a_summary(empty):
     shown = run("init", "--verbose", "--plan", dsn=empty.dsn).out
     (files,) = re.findall(r"(\d+) files and the commands 070 and 080, each with its rollback", shown)
     first, second = ok("init", dsn=empty.dsn).out.splitlines()
-    assert first == f"The outbox and iu-listen are ready: {files} files applied, 30 checks passed."
+    assert first == f"The outbox and iu-listen are ready: {files} files applied, 31 checks passed."
     assert second.startswith("Gates: master open, worker closed, delivery closed.")
     assert f"{files} files are applied" in ok("doctor", dsn=empty.dsn).out
 

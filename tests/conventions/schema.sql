@@ -337,7 +337,7 @@ CREATE FUNCTION public.fn_iu_completeness_repair(p_worker_name text, p_limit int
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    AS <body dc1b43d165abbf68>;
+    AS <body 490ffec52b823dfa>;
 
 CREATE FUNCTION public.fn_iu_completeness_walk(a public.iu_completeness_pass, p_event_domain text, p_limit integer) RETURNS public.iu_completeness_pass
     LANGUAGE plpgsql
@@ -386,7 +386,7 @@ CREATE FUNCTION public.fn_iu_dead_letters_queue(p_ids uuid[], p_ordered boolean,
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     SET plan_cache_mode TO 'force_custom_plan'
-    AS <body 549d3f0bb086efbe>;
+    AS <body b42f7532eba526f0>;
 
 CREATE FUNCTION public.fn_iu_dead_letters_replay(p_route_code text, p_failure_code text, p_since timestamp with time zone, p_event_ref uuid, p_subject text, p_actor text, p_until timestamp with time zone, p_after_at timestamp with time zone, p_after_id uuid, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
@@ -1030,10 +1030,20 @@ CREATE FUNCTION public.fn_iu_retention_run_events(p_limit integer, p_cutoff time
     SET jit TO 'off'
     AS <body 28fbb73dbd8af73c>;
 
+CREATE FUNCTION public.fn_iu_ring_after_change() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body a229ab6e8e133a95>;
+
 CREATE FUNCTION public.fn_iu_ring_bell() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body 61d4f94bce95c393>;
+
+CREATE FUNCTION public.fn_iu_ring_consumers() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body a218640a0aed5d00>;
 
 CREATE FUNCTION public.fn_iu_route_candidates(p_routes public.iu_outbound_route[], p_types text[], p_streams text[]) RETURNS public.iu_outbound_route[]
     LANGUAGE sql IMMUTABLE
@@ -1072,7 +1082,7 @@ CREATE FUNCTION public.fn_iu_route_resume(p_route_code text) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    AS <body 2960a19767664998>;
+    AS <body fa21ad91196bb7dc>;
 
 CREATE FUNCTION public.fn_iu_route_worker_enabled() RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -1970,6 +1980,10 @@ CREATE CONSTRAINT TRIGGER zz_dot_config_bell AFTER INSERT OR UPDATE OF value ON 
 
 ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_bell;
 
+CREATE TRIGGER zz_dot_config_delivery_bell AFTER INSERT OR UPDATE OF value ON public.dot_config FOR EACH ROW WHEN ((new.key = ANY (ARRAY['iu_core.delivery_enabled'::text, 'iu_core.delivery_live_routes'::text]))) EXECUTE FUNCTION public.fn_iu_ring_after_change();
+
+ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_delivery_bell;
+
 CREATE TRIGGER zz_dot_config_live_routes AFTER INSERT OR DELETE OR UPDATE OR TRUNCATE ON public.dot_config FOR EACH STATEMENT EXECUTE FUNCTION public.fn_iu_delivery_list_guard();
 
 ALTER TABLE public.dot_config ENABLE ALWAYS TRIGGER zz_dot_config_live_routes;
@@ -1985,6 +1999,10 @@ ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_restamp;
 CREATE TRIGGER zz_event_outbox_stamp BEFORE INSERT ON public.event_outbox FOR EACH ROW EXECUTE FUNCTION public.fn_iu_outbox_stamp();
 
 ALTER TABLE public.event_outbox ENABLE ALWAYS TRIGGER zz_event_outbox_stamp;
+
+CREATE TRIGGER zz_iu_outbound_route_bell AFTER INSERT OR DELETE OR UPDATE ON public.iu_outbound_route FOR EACH ROW EXECUTE FUNCTION public.fn_iu_ring_after_change();
+
+ALTER TABLE public.iu_outbound_route ENABLE ALWAYS TRIGGER zz_iu_outbound_route_bell;
 
 CREATE TRIGGER zz_iu_outbound_route_guard BEFORE INSERT OR UPDATE ON public.iu_outbound_route FOR EACH ROW EXECUTE FUNCTION public.fn_iu_outbound_route_guard();
 

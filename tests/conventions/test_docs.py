@@ -298,6 +298,17 @@ def test_every_path_in_the_map_exists():
     ] == []
 
 
+def test_each_kind_of_document_has_one_row():
+    """The map has one row for each kind of page.
+
+    Fails when: a merge of two changes leaves both versions of a row.
+    """
+    kinds = [
+        line.split("|")[1] for line in page("docs/map.md").partition("## Documents")[2].splitlines() if "|" in line
+    ]
+    assert len(kinds) == len(set(kinds))
+
+
 def test_every_page_can_be_found():
     """Every page under docs/ is linked from the map."""
     text = page("docs/map.md")

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -113,19 +114,19 @@ class World:
         yield FakeMonitorSession(self)
 
     @asynccontextmanager
-    async def listener(self, wake: Callable[[], None]) -> AsyncIterator[FakeListener]:
+    async def listener(self, wake: Callable[[bool], None]) -> AsyncIterator[FakeListener]:
         self.calls.append("listen")
         if self.no_bell:
             raise ListenUnavailable(self.no_bell)
         if self.bell_lost:
             raise self.bell_lost
-        self.rings, self.bell_broke = wake, anyio.Event()
+        self.rings, self.bell_broke = partial(wake, False), anyio.Event()
         self.on_listen()
         try:
             yield FakeListener(self)
         finally:
             self.armed = False
-            wake()
+            wake(True)
 
     @asynccontextmanager
     async def completeness(self) -> AsyncIterator[FakeCompletenessChecker]:

@@ -85,7 +85,7 @@ async def test_both_ends_use_tcp_keepalive(there):
     sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn}))
     show = """select array[current_setting('tcp_keepalives_idle'), current_setting('tcp_keepalives_interval'),
                            current_setting('tcp_keepalives_count'), current_setting('tcp_user_timeout')]"""
-    async with sessions.worker() as outbox, sessions.listener(lambda: None) as bell:
+    async with sessions.worker() as outbox, sessions.listener(lambda _: None) as bell:
         for connection in (outbox._connection, bell._connection):
             assert await connection.fetchval(show) == ["5", "3", "3", "10000"]
             ours = connection._transport.get_extra_info("socket")
@@ -211,7 +211,7 @@ async def test_a_lost_listener_session_is_ended_by_the_server(there):
         async def over() -> bool:
             return await admin.fetchval(middle) == 0
 
-        async with sessions.listener(lambda: None) as bell:
+        async with sessions.listener(lambda _: None) as bell:
             proxy.asked = asked
             with pytest.raises(SessionLost):
                 await bell.arm()
@@ -225,7 +225,7 @@ async def test_a_listener_session_without_its_listen_is_replaced(there):
     Fails when: watch() only tests that the session answers.
     """
     sessions = PostgresSessions(Settings.load({}, {"dsn": there.dsn, **QUICK}))
-    async with sessions.listener(lambda: None) as bell:
+    async with sessions.listener(lambda _: None) as bell:
         await bell._connection.execute("unlisten *")
         with anyio.fail_after(FOUND), pytest.raises(Exception, match="does not listen any more"):
             await bell.watch()
@@ -247,7 +247,7 @@ async def test_a_path_that_stalls_while_listen_is_tested_is_no_pooler(there, mon
         monkeypatch.setattr(listener, "_test_listen", swallow_and_test)
         sessions = PostgresSessions(Settings.load({}, {"dsn": proxy.dsn, **QUICK}))
         with pytest.raises(SessionLost):
-            async with sessions.listener(lambda: None):
+            async with sessions.listener(lambda _: None):
                 pass
 
 

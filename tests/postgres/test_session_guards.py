@@ -36,7 +36,7 @@ async def every_session(dsn: str, stack: AsyncExitStack, **settings: Any) -> dic
     sessions = PostgresSessions(loaded)
     opened: dict[str, tuple[Any, float]] = {
         "worker": (sessions.worker(), loaded.batch_deadline),
-        "listener": (sessions.listener(lambda: None), loaded.deadline),
+        "listener": (sessions.listener(lambda _: None), loaded.deadline),
         "monitor": (sessions.monitor(), 3),
         "completeness": (sessions.completeness(), loaded.batch_deadline),
         "metrics": (sessions.metrics(), loaded.batch_deadline),

@@ -94,7 +94,7 @@ async def test_sessions_of_a_dead_host_end_by_idle_session_timeout(live):
     """
     sessions = PostgresSessions(Settings.load({}, {"dsn": live.dsn, "session_timeout": 20, "catch_up": 10}))
     show = "select current_setting('idle_session_timeout')"
-    async with sessions.worker() as outbox, sessions.listener(lambda: None) as bell:
+    async with sessions.worker() as outbox, sessions.listener(lambda _: None) as bell:
         assert await outbox._connection.fetchval(show) == "20s"
         assert await bell._connection.fetchval(show) == "30s"
 
@@ -106,7 +106,7 @@ async def test_the_listener_session_is_read_only(live):
 
     Fails when: the listener session is not read-only.
     """
-    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn})).listener(lambda: None) as bell:
+    async with PostgresSessions(Settings.load({}, {"dsn": live.dsn})).listener(lambda _: None) as bell:
         assert await bell.arm()
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await insert_event(bell._connection)

@@ -284,10 +284,17 @@ class ConsumerLoop:
         self._tally.events += batch.seen
         self._observer.observe(BatchRan(self._worker, wake, batch, delay, kinds))
 
-    def _notified(self) -> None:
-        """Called at each notification. The peek begins here, because the batch begins some steps later."""
-        if self._asleep and self._dispatcher is not None:
-            self._dispatcher.peek()
+    def _notified(self, changed: bool) -> None:
+        """Called at each notification. The peek begins here, because the batch begins some steps later.
+
+        Args:
+            changed: Whether something else than new events may have changed.
+        """
+        if self._dispatcher is not None:
+            if changed:
+                self._dispatcher.refresh()
+            elif self._asleep:
+                self._dispatcher.peek()
         self._wake.set()
 
     # -- listener ------------------------------------------------------------------------------------------------
@@ -315,6 +322,10 @@ class ConsumerLoop:
     async def _listen(self, listener: Listener) -> None:
         self._listener = listener
         self._wake_policy.listener_changed(True)
+        if self._dispatcher is not None:
+            self._dispatcher.hears_changes = True
+            # Changes from before LISTEN caused no notification.
+            self._dispatcher.refresh()
         self._observer.observe(Listening(listener.slot))
         # The heartbeat tells whether the consumer listens. The next batch writes it.
         self._heartbeat_at = float("-inf")
@@ -325,6 +336,9 @@ class ConsumerLoop:
         finally:
             self._listener = None
             self._wake_policy.listener_changed(False)
+            if self._dispatcher is not None:
+                self._dispatcher.hears_changes = False
+                self._dispatcher.refresh()
 
     # -- monitor -------------------------------------------------------------------------------------------------
 
@@ -336,7 +350,7 @@ class ConsumerLoop:
             self._observer,
             self._worker,
             self._dispatcher,
-            cadence=self._settings.catch_up,
+            cadence=2 * self._settings.catch_up,
             reconnect_max=self._settings.reconnect_max,
             clock=self._clock,
             jitter=self._jitter,

@@ -43,9 +43,13 @@ from iu_listen.model.observation import CallAbandoned, DeliveriesSettled, GroupF
 from iu_listen.model.routing import WorkerName
 from iu_listen.model.settings import Settings
 
-#: Longest pause between two take queries, and between two settlements, which renew the lease. In seconds. A replay and
-#: a change of a switch cause no wake-up.
+#: Longest pause between two take queries, and between two settlements, which renew the lease, while a delivery is in
+#: flight. In seconds. Also the pause of an idle consumer that does not hear of changes.
 DISPATCH_INTERVAL: Final = 1.0
+#: The same pauses of an idle consumer, in parts of the session timeout: the server ends a session that sends no
+#: statement for that time, and the lease is considered valid for three quarters of it.
+IDLE_TAKE_SHARE: Final = 0.5
+IDLE_RENEWAL_SHARE: Final = 1 / 3
 
 
 class Dispatcher:
@@ -60,6 +64,10 @@ class Dispatcher:
         jitter: Source of randomness for backoff.
         activate: Called with the delivery, in the task that is about to call its target.
         activate_group: The context of the call of a group, made of its deliveries.
+
+    Attributes:
+        hears_changes: Whether this consumer receives notifications, among them those about changes of a switch or a
+            route and about replays (refresh()).
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class Dispatcher:
             clock=clock,
         )  # fmt: skip
         self._peeks = Peeks(lambda session: self._intake.call_ahead(session, accepting=self._accepting()))
+        self.hears_changes = False
         self._working = False
         self._stopping = False
         self._failures = 0
@@ -113,6 +122,10 @@ class Dispatcher:
     def work(self) -> None:
         """Start to deliver: this consumer holds the worker's lease. Also called when new deliveries are queued."""
         self._working = True
+        self._take_wake.set()
+
+    def refresh(self) -> None:
+        """Read the queue and the states of the routes soon, because something may have changed."""
         self._take_wake.set()
 
     def rest(self) -> None:
@@ -250,7 +263,10 @@ class Dispatcher:
                     DeliveriesSettled(self._worker, outcomes, dead_letters, DeadLetters.among(outcomes))
                 )
                 self._take_wake.set()
-            await self._settle_wake.wait(DISPATCH_INTERVAL)
+            # In steps, because the long pause ends when a call begins.
+            while not await self._settle_wake.wait(DISPATCH_INTERVAL):
+                if self._clock() - started >= self._longest_pause(session, IDLE_RENEWAL_SHARE):
+                    break
 
     def _report_abandoned(self, delivery: Delivery, called: str, running: int) -> None:
         self._observer.observe(CallAbandoned(self._worker, delivery.route, called, running))
@@ -274,12 +290,18 @@ class Dispatcher:
             await self._route_targets.write_unusable(session, self._routes)
             if not self._ledger and not (self._accepting() and self._routes):
                 return
-            await self._take_wake.wait(self._pause())
+            await self._take_wake.wait(self._pause(session))
 
-    def _pause(self) -> float:
+    def _longest_pause(self, session: DeliveryStore, share: float) -> float:
+        """Longest pause between two statements, in seconds; ``share``: that of an idle consumer."""
+        idle = not self._ledger and self.hears_changes and session.announces_changes
+        return max(DISPATCH_INTERVAL, share * self._settings.session_timeout) if idle else DISPATCH_INTERVAL
+
+    def _pause(self, session: DeliveryStore) -> float:
         """Seconds until the next take query, if nothing wakes the taking task before."""
         now = self._clock()
         waits = [route.waits(now) for route in self._routes if route.waiting]
         if 0.0 in waits:
             return SWITCHES_VALID_FOR / 4
-        return min(DISPATCH_INTERVAL, self._routes.due_in(), self._sweeper.pause(self._routes), *waits)
+        longest = self._longest_pause(session, IDLE_TAKE_SHARE)
+        return min(longest, self._routes.due_in(), self._sweeper.pause(self._routes), *waits)

@@ -236,7 +236,14 @@ class TargetProvider(Protocol):
 
 
 class DeliveryStore(Protocol):
-    """The delivery session. Every method raises SessionLost or Refused, as those of BatchRunner do."""
+    """The delivery session. Every method raises SessionLost or Refused, as those of BatchRunner do.
+
+    Attributes:
+        announces_changes: Whether the database sends a notification when a route or a switch is changed and when
+            deliveries are queued again, which schema 1.0 does not.
+    """
+
+    announces_changes: bool
 
     async def take_lease(self, gone_holder: str = "") -> Lease:
         """Try to take the delivery lease of the worker.
@@ -304,8 +311,12 @@ class Sessions(Protocol):
     def worker(self) -> AbstractAsyncContextManager[BatchRunner]:
         """Open the worker session."""
 
-    def listener(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[Listener]:
-        """Open the listener session; ``wake`` is called for every notification and when the session ends."""
+    def listener(self, wake: Callable[[bool], None]) -> AbstractAsyncContextManager[Listener]:
+        """Open the listener session; ``wake`` is called for every notification and when the session ends.
+
+        Its argument says whether something else than new events may have changed: a gate, a route, a switch, or the
+        deliveries that are queued again.
+        """
 
     def monitor(self) -> AbstractAsyncContextManager[BlockerSource]:
         """Open the session of the monitor."""

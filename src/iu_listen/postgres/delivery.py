@@ -60,6 +60,7 @@ class DeliverySession:
         self._taker_turn = anyio.Lock(fast_acquire=True)
         #: The prepared peek; None: the package in the database has no call ahead, or this login may not use it.
         self._peek: str | Prepared | None = None
+        self.announces_changes = False
         self._settled_before = False
         self._positioned = False
 
@@ -68,7 +69,9 @@ class DeliverySession:
         with translate_driver_errors(), anyio.fail_after(self._settings.deadline):
             self._settle = await self._settler.prepare_once(query("delivery/settle"))
             self._take = await self._taker.prepare_once(query("delivery/take"))
-            if self._settings.call_ahead and await self._taker.fetchval(query("delivery/can_peek")):
+            found = await self._taker.fetchrow(query("delivery/abilities"))
+            self.announces_changes = found["announces_changes"]
+            if self._settings.call_ahead and found["can_peek"]:
                 self._peek = await self._taker.prepare_once(query("delivery/peek"))
 
     async def take_lease(self, gone_holder: str = "") -> Lease:

@@ -99,12 +99,12 @@ class ListenerSession:
             await self._ask("select pg_advisory_unlock($1, hashtext($2))", BELL_KEY, slot_name(self._domain, self.slot))
 
     async def watch(self) -> None:
-        """Check at the interval of the catch-up poll that the session is alive and listening; claim a slot if needed.
+        """Check every two catch-up polls that the session is alive and listening; claim a slot if needed.
 
         Raises:
             SessionLost: The session was lost, or does not listen any more. The method never returns.
         """
-        while not await self._ended.wait(self._settings.catch_up):
+        while not await self._ended.wait(2 * self._settings.catch_up):
             if not await self._ask(query("is_listening"), CHANNEL):
                 raise SessionLost("the listener session does not listen any more")
             if self.slot is None:
@@ -114,14 +114,14 @@ class ListenerSession:
 
 @asynccontextmanager
 async def listener_session(
-    settings: Settings, earlier: EarlierSessions, wake: Callable[[], None]
+    settings: Settings, earlier: EarlierSessions, wake: Callable[[bool], None]
 ) -> AsyncIterator[ListenerSession]:
     """Open the listener session and test that it receives notifications.
 
     Args:
         settings: The connection string, the deadlines and the interval of the catch-up poll.
         earlier: The earlier sessions of the consumer.
-        wake: Called at each notification, and at the end of the session.
+        wake: Called at each notification, with True if its payload is empty; and at the end of the session, with True.
 
     Raises:
         ListenUnavailable: LISTEN is switched off, or does not work on this connection, for example behind a pooler in
@@ -147,12 +147,12 @@ async def listener_session(
             token_arrived.set()
         # Every consumer hears the channel: notifications of other domains and tests of other consumers wake none.
         if payload in ("", domain):
-            wake()
+            wake(payload == "")
 
     def on_end(_connection: object) -> None:
         ended.set()
         token_arrived.set()
-        wake()
+        wake(True)
 
     async with replacing_earlier(
         earlier, "listener", dsn, name=name, deadline=settings.deadline, answer_timeout=settings.deadline,
