@@ -48,7 +48,7 @@ from iu_listen.model.settings import Settings
 DISPATCH_INTERVAL: Final = 1.0
 #: The same pauses of an idle consumer, in parts of the session timeout: the server ends a session that sends no
 #: statement for that time, and the lease is considered valid for three quarters of it.
-IDLE_TAKE_SHARE: Final = 0.5
+IDLE_TAKE_SHARE: Final = 2 / 3
 IDLE_RENEWAL_SHARE: Final = 1 / 3
 
 
