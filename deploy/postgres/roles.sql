@@ -16,7 +16,7 @@
 -- created before PostgreSQL 15, public may create objects in schema public. Revoke that separately, because it concerns
 -- all roles.
 --
--- needs: worker/004 to 023, functions/, runtime/060
+-- needs: worker/004 to 026, functions/, runtime/060
 -- locks: none for which readers or producers wait
 
 begin;
@@ -158,6 +158,8 @@ revoke execute on function
     public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
     public.fn_iu_completeness_begin(public.iu_completeness_pass, text),
     public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer),
+    public.fn_iu_completeness_scan(public.iu_completeness_pass, bigint),
+    public.fn_iu_completeness_judge(public.iu_completeness_pass, bigint),
     public.fn_iu_completeness_repair(text, integer),
     public.fn_iu_retention_releasable(uuid), public.fn_iu_retention_domains(timestamptz),
     public.fn_iu_retention_event_verdict(
@@ -325,18 +327,21 @@ grant select (status, idempotency_key, attempt_no),
 
 -- The completeness check reads the attempts of events, and records its progress and its findings. It repairs nothing.
 grant execute on function
-    public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
+    public.fn_iu_completeness_page(text, integer, bigint),
     public.fn_iu_completeness_begin(public.iu_completeness_pass, text),
     public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer),
+    public.fn_iu_completeness_scan(public.iu_completeness_pass, bigint),
+    public.fn_iu_completeness_judge(public.iu_completeness_pass, bigint),
     public.fn_iu_outbox_consumed(public.iu_route_worker_cursor, xid8, bigint, uuid)
     to iu_listen_consumer;
 grant select (event_ref, route_kind, route_code, route_count, ctid) on public.iu_route_attempt to iu_listen_consumer;
 grant select (event_ref, route_code, attempt_no) on public.iu_route_dead_letter to iu_listen_consumer;
 grant select, insert (worker_name),
       update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
-              width, codes, paged_at, finished_at, last_checked, last_seconds)
+              width, codes, paged_at, finished_at, last_checked, last_seconds, scan_id, scan_until, scan_ref,
+              scan_missing)
     on public.iu_completeness_pass to iu_listen_consumer;
-grant select, delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at)
+grant select, delete, insert (worker_name, event_ref), update (found, wanted, seen, confirmed_at, restamped_at)
     on public.iu_completeness_missing to iu_listen_consumer;
 grant select on public.v_iu_completeness to iu_listen_consumer;
 
@@ -488,13 +493,16 @@ grant execute on function
     public.fn_iu_completeness_page(text, integer, bigint), public.fn_iu_completeness_confirm(text),
     public.fn_iu_completeness_begin(public.iu_completeness_pass, text),
     public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer),
+    public.fn_iu_completeness_scan(public.iu_completeness_pass, bigint),
+    public.fn_iu_completeness_judge(public.iu_completeness_pass, bigint),
     public.fn_iu_completeness_repair(text, integer)
     to iu_listen_operator;
 grant insert (worker_name),
       update (pass, started_at, pos_seq, pos_id, from_seq, until_seq, walked, checked, suspects, missing, near,
-              width, codes, paged_at, finished_at, last_checked, last_seconds)
+              width, codes, paged_at, finished_at, last_checked, last_seconds, scan_id, scan_until, scan_ref,
+              scan_missing)
     on public.iu_completeness_pass to iu_listen_operator;
-grant delete, insert (worker_name, event_ref), update (found, wanted, confirmed_at, restamped_at, accepted_at)
+grant delete, insert (worker_name, event_ref), update (found, wanted, seen, confirmed_at, restamped_at, accepted_at)
     on public.iu_completeness_missing to iu_listen_operator;
 grant update (xact_id, event_seq) on public.event_outbox to iu_listen_operator;
 

@@ -21,6 +21,8 @@ drop function if exists public.fn_iu_completeness_confirm(text);
 do $$
 begin
     if to_regclass('public.iu_completeness_pass') is not null then
+        drop function if exists public.fn_iu_completeness_scan(public.iu_completeness_pass, bigint);
+        drop function if exists public.fn_iu_completeness_judge(public.iu_completeness_pass, bigint);
         drop function if exists public.fn_iu_completeness_walk(public.iu_completeness_pass, text, integer);
         drop function if exists public.fn_iu_completeness_begin(public.iu_completeness_pass, text);
     end if;

@@ -1,94 +1,194 @@
 -- The completeness check (command: audit): every event before a cursor must have its attempts.
 --
 -- kind: repeatable
--- needs: 006, 007, 008, 012, 014, functions/outbox_position, functions/idempotency_key, functions/wake
+-- needs: 006, 007, 008, 012, 014, 023, 026, functions/outbox_position, functions/idempotency_key, functions/wake
 -- locks: nothing that other sessions use
 
 -- Confirm ------------------------------------------------------------------------------------------------
-
--- A pass finds attempts by keys that it builds. This function judges the suspected events by their event_ref, in one
--- scan of iu_route_attempt: there is no index on event_ref, because it would cost every batch. The package never
--- deletes the attempts of such an event, so the attempts that existed when the event was suspected are visible now.
 --
--- An event is complete when it has as many first attempts as its decision consisted of (route_count), and at least one
--- if that was not counted. A dead letter with attempt_no 0 replaces an attempt that could not be written; a pending
--- delivery with attempt_no 1 replaces an attempt that is still to come.
-create or replace function public.fn_iu_completeness_confirm(p_worker_name text)
-returns jsonb
+-- A pass finds attempts by keys that it builds from known route codes, so an event whose route was deleted before any
+-- pass has met it only seems to lack an attempt. A confirmation reads all attempts, in the order of their ids and in
+-- parts, and notes those of the listed events: there is no index on event_ref, because it would cost every batch. Then it
+-- judges the listed events, also in parts.
+--
+-- The attempts up to the highest id at the beginning are read. Those of a listed event that existed when it was listed
+-- are among them, because the package never deletes them; those that were written later have the code of a route that
+-- exists, or existed at the last page.
+
+-- Reads the next part of the attempts, and notes those of listed events. The planner settings are those of the caller,
+-- fn_iu_completeness_page.
+create or replace function public.fn_iu_completeness_scan(a public.iu_completeness_pass, p_limit bigint)
+returns public.iu_completeness_pass
 language plpgsql
 set search_path = pg_catalog, pg_temp
-set row_security = off
--- fn_iu_completeness_page, which calls this function, has other values for these; and one of them is changed below.
-set plan_cache_mode = force_custom_plan
-set enable_seqscan = on
-set enable_bitmapscan = on
-set enable_hashjoin = on
-set enable_nestloop = on
-set jit = off
 as $$
 declare
-    v_refs     uuid[];
-    v_gone     boolean[];
-    v_consumed boolean[];
-    v_missing  bigint;
-    v_codes    text[];
+    v_read  bigint;
+    v_last  bigint;
+    v_codes text[];
 begin
-    select array_agg(m.event_ref), array_agg(o.id is null),
-           array_agg(public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id))
-      into v_refs, v_gone, v_consumed
-      from public.iu_completeness_missing m
-      join public.iu_route_worker_cursor c on c.worker_name = m.worker_name
-      left join public.event_outbox o on o.id = m.event_ref and o.event_domain = c.event_domain
-     where m.worker_name = p_worker_name and m.accepted_at is null;
-
-    -- Whether there are few suspects or many, iu_route_attempt is read once, against a hash of them, and never once for
-    -- each.
-    perform set_config('enable_nestloop', 'off', true);
-    with suspects as materialized (
-        select s.event_ref, s.gone, s.consumed from unnest(v_refs, v_gone, v_consumed) s(event_ref, gone, consumed)
+    with part as materialized (
+        select x.id, x.event_ref, x.route_code, x.attempt_no, x.route_kind
+          from public.iu_route_attempt x
+         where x.id > a.scan_id and x.id <= a.scan_until
+         order by x.id
+         limit p_limit
     ), proof as materialized (
-        select a.event_ref, a.route_code, a.route_count
-          from public.iu_route_attempt a
-          join suspects s on s.event_ref = a.event_ref
-         where a.attempt_no = 1 and a.route_kind = 'outbound'
-        union all
-        select d.event_ref, d.route_code, null
-          from public.iu_route_dead_letter d
-          join suspects s on s.event_ref = d.event_ref
-         where d.attempt_no = 0
-        union all
-        select d.event_ref, d.route_code, d.route_count
-          from public.iu_route_delivery d
-          join suspects s on s.event_ref = d.event_ref
-         where d.attempt_no = 1
+        select p.event_ref, array_agg(p.id) as ids, array_agg(p.route_code) as codes
+          from part p
+         cross join lateral (
+               select m.event_ref
+                 from public.iu_completeness_missing m
+                where m.worker_name = a.worker_name and m.event_ref = p.event_ref and m.accepted_at is null
+                limit 1) m
+         where p.attempt_no = 1 and p.route_kind = 'outbound'
+         group by p.event_ref
+    ), noted as (
+        update public.iu_completeness_missing m
+           set seen = array(select unnest(m.seen) union select unnest(p.ids))
+          from proof p
+         where m.worker_name = a.worker_name and m.event_ref = p.event_ref
+    )
+    select (select count(*) from part), (select x.id from part x order by x.id desc limit 1),
+           array(select distinct c.code from proof p cross join lateral unnest(p.codes) c(code))
+      into v_read, v_last, v_codes;
+    a.codes := array(select unnest(a.codes) union select unnest(v_codes));
+    a.scan_id := coalesce(v_last, a.scan_id);
+    if v_read < p_limit then
+        a.scan_ref := '00000000-0000-0000-0000-000000000000';
+    end if;
+    return a;
+end
+$$;
+comment on function public.fn_iu_completeness_scan(public.iu_completeness_pass, bigint) is
+    'Reads the next p_limit attempts, notes those of listed events, and answers the state of the pass after them.';
+
+-- Judges the next listed events. An event is complete when it has as many first attempts as its decision consisted of
+-- (route_count), and at least one if that was not counted. A dead letter with attempt_no 0 replaces an attempt that could
+-- not be written; a pending delivery with attempt_no 1 replaces an attempt that is still to come.
+--
+-- An event is judged in one statement, so its cursor and its attempts are seen at one moment. Each attempt is looked up by
+-- its id or its key, so an attempt that was deleted since it was read does not count.
+create or replace function public.fn_iu_completeness_judge(a public.iu_completeness_pass, p_limit bigint)
+returns public.iu_completeness_pass
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    v_read    bigint;
+    v_last    uuid;
+    v_missing bigint;
+    v_codes   text[];
+begin
+    with listed as materialized (
+        select m.event_ref, m.seen
+          from public.iu_completeness_missing m
+         where m.worker_name = a.worker_name and m.accepted_at is null and m.event_ref > a.scan_ref
+         order by m.event_ref
+         limit p_limit
     ), verdict as materialized (
-        select s.event_ref, s.gone, s.consumed, count(p.event_ref) as found,
-               greatest(max(p.route_count), 1) as wanted
-          from suspects s
-          left join proof p on p.event_ref = s.event_ref
-         group by s.event_ref, s.gone, s.consumed
+        select l.event_ref, o.id is null as gone,
+               public.fn_iu_outbox_consumed(c, o.xact_id, o.event_seq, o.id) as consumed, t.found,
+               greatest(t.wanted, 1) as wanted
+          from listed l
+          join public.iu_route_worker_cursor c on c.worker_name = a.worker_name
+          left join lateral (
+               select e.id, e.xact_id, e.event_seq
+                 from public.event_outbox e
+                where e.id = l.event_ref and e.event_domain = c.event_domain
+                limit 1) o on true
+         cross join lateral (
+               select count(*) as found, max(p.route_count) as wanted
+                 from (select x.id, x.route_count
+                         from public.iu_route_attempt x
+                        where x.id = any (l.seen) and x.attempt_no = 1 and x.route_kind = 'outbound'
+                        union
+                       select x.id, x.route_count
+                         from unnest(a.codes) k(route_code)
+                        cross join lateral (
+                              select y.id, y.route_count, y.route_kind
+                                from public.iu_route_attempt y
+                               where y.idempotency_key = public.fn_iu_idempotency_key(k.route_code, l.event_ref)
+                                 and y.attempt_no = 1
+                               limit 1) x
+                        where x.route_kind = 'outbound'
+                        union all
+                       select null, null from public.iu_route_dead_letter d
+                        where d.event_ref = l.event_ref and d.attempt_no = 0
+                        union all
+                       select null, d.route_count from public.iu_route_delivery d
+                        where d.event_ref = l.event_ref and d.attempt_no = 1) p) t
     ), cleared as (
         delete from public.iu_completeness_missing m
          using verdict v
-         where m.worker_name = p_worker_name and m.event_ref = v.event_ref
+         where m.worker_name = a.worker_name and m.event_ref = v.event_ref
            and (v.gone or (v.consumed and v.found >= v.wanted))
     ), confirmed as (
         update public.iu_completeness_missing m
            set found = v.found, wanted = v.wanted, confirmed_at = clock_timestamp(), restamped_at = null
           from verdict v
-         where m.worker_name = p_worker_name and m.event_ref = v.event_ref
+         where m.worker_name = a.worker_name and m.event_ref = v.event_ref
            and v.consumed and v.found < v.wanted
-        returning m.event_ref
+        returning 1
     )
-    select (select count(*) from confirmed), array(select distinct p.route_code from proof p)
-      into v_missing, v_codes;
-    return jsonb_build_object('missing', v_missing, 'codes', v_codes);
+    select (select count(*) from listed), (select l.event_ref from listed l order by l.event_ref desc limit 1),
+           (select count(*) from confirmed),
+           array(select d.route_code
+                   from listed l
+                   join public.iu_route_dead_letter d on d.event_ref = l.event_ref and d.attempt_no = 0)
+      into v_read, v_last, v_missing, v_codes;
+    a.codes := array(select unnest(a.codes) union select unnest(v_codes));
+    a.scan_ref := coalesce(v_last, a.scan_ref);
+    a.scan_missing := a.scan_missing + v_missing;
+    if v_read < p_limit then
+        a.suspects := 0;
+        a.missing := a.scan_missing;
+        a.scan_id := null;
+        a.scan_until := null;
+        a.scan_ref := null;
+        a.scan_missing := null;
+    end if;
+    return a;
+end
+$$;
+comment on function public.fn_iu_completeness_judge(public.iu_completeness_pass, bigint) is
+    'Judges the next p_limit listed events by their attempts: removes events that are complete or deleted, and confirms '
+    'the others. Answers the state of the pass after them.';
+
+-- For a command, after a repair: the listed events are judged again, in one transaction. No attempt is read anew: those of
+-- unknown routes were noted by the pass before, and a repair makes decisions of routes that exist.
+create or replace function public.fn_iu_completeness_confirm(p_worker_name text)
+returns jsonb
+language plpgsql
+set search_path = pg_catalog, pg_temp
+set row_security = off
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+as $$
+declare
+    a public.iu_completeness_pass;
+begin
+    a.worker_name := p_worker_name;
+    a.codes := array(select unnest(x.codes) from public.iu_completeness_pass x where x.worker_name = p_worker_name
+                     union select r.route_code from public.iu_outbound_route r
+                     union select '(none)');
+    a.scan_id := 0;
+    a.scan_ref := '00000000-0000-0000-0000-000000000000';
+    a.scan_missing := 0;
+    while a.scan_id is not null loop
+        a := public.fn_iu_completeness_judge(a, 5000);
+    end loop;
+    return jsonb_build_object('missing', a.missing, 'codes', a.codes);
 end
 $$;
 comment on function public.fn_iu_completeness_confirm(text) is
-    'Judges each listed event of a worker by its attempts, in one scan of iu_route_attempt: removes events that are '
-    'complete or deleted, and confirms the others. Answers the number of incomplete events, and the route codes that '
-    'it met.';
+    'Judges each listed event of a worker again, by the attempts that the last pass has noted and those of known routes: '
+    'removes events that are complete or deleted, and confirms the others. Answers the number of incomplete events, and '
+    'the route codes by which it has searched.';
 
 -- The beginning and one page of a pass -------------------------------------------------------------------
 
@@ -108,9 +208,16 @@ begin
     a.suspects := 0;
     a.near := 0;
     a.width := 125;
+    a.scan_id := null;
+    a.scan_until := null;
+    a.scan_ref := null;
+    a.scan_missing := null;
     -- Events that earlier passes found incomplete are confirmed again, because they may be complete now.
+    -- Until then their number is known up to 10 001.
     select count(*) into a.missing
-      from public.iu_completeness_missing m where m.worker_name = a.worker_name and m.accepted_at is null;
+      from (select from public.iu_completeness_missing m
+             where m.worker_name = a.worker_name and m.accepted_at is null
+             limit 10001) x;
     select o.event_seq into a.from_seq from public.event_outbox o
      where o.event_domain = p_event_domain order by o.event_seq, o.id limit 1;
     select o.event_seq into a.until_seq from public.event_outbox o
@@ -230,7 +337,8 @@ comment on function public.fn_iu_completeness_walk(public.iu_completeness_pass, 
 --   * An event with too few attempts is then suspected, and confirmed at the end of the pass, in one scan for all. If
 --     there are many, the confirmation comes earlier: a deleted route that no pass has met would make all its events
 --     suspected, and the confirmation learns its code. The groups grow with the number of confirmed events, so many
---     incomplete events are confirmed a few times, not a thousand times.
+--     incomplete events are confirmed a few times, not a thousand times. A confirmation is done in pages, too: it reads
+--     twenty attempts for each event of the page, or judges as many events as a page has.
 --   * p_pass names the pass: null continues the running pass, or begins one; 0 always begins one; a number continues
 --     only the pass with that number. So two concurrent callers share the work, and a caller that begins a new pass is
 --     not confused with the other one.
@@ -253,7 +361,6 @@ declare
     c           public.iu_route_worker_cursor;
     a           public.iu_completeness_pass;
     v_refusal   text;
-    v_confirm   jsonb;
     v_confirmed boolean := false;
 begin
     if p_limit is null or p_limit < 1 then
@@ -287,14 +394,18 @@ begin
     if a.started_at is null then
         -- Another caller has ended this pass.
         null;
-    elsif not a.walked and a.suspects < 10000 + a.missing then
+    elsif a.scan_ref is not null then
+        a := public.fn_iu_completeness_judge(a, p_limit);
+        v_confirmed := a.scan_id is null;
+    elsif a.scan_id is null and not a.walked and a.suspects < 10000 + a.missing then
         a := public.fn_iu_completeness_walk(a, c.event_domain, p_limit);
     else
-        v_confirm := public.fn_iu_completeness_confirm(p_worker_name);
-        a.suspects := 0;
-        a.missing := (v_confirm ->> 'missing')::bigint;
-        a.codes := array(select unnest(a.codes) union select jsonb_array_elements_text(v_confirm -> 'codes'));
-        v_confirmed := true;
+        if a.scan_id is null then
+            a.scan_id := 0;
+            a.scan_until := coalesce((select x.id from public.iu_route_attempt x order by x.id desc limit 1), 0);
+            a.scan_missing := 0;
+        end if;
+        a := public.fn_iu_completeness_scan(a, 20 * p_limit::bigint);
     end if;
 
     if a.started_at is not null and a.walked and (v_confirmed or a.suspects + a.missing = 0) then
@@ -308,14 +419,15 @@ begin
     update public.iu_completeness_pass x
        set pass = a.pass, started_at = a.started_at, pos_seq = a.pos_seq, pos_id = a.pos_id, from_seq = a.from_seq,
            until_seq = a.until_seq, walked = a.walked, checked = a.checked, suspects = a.suspects,
-           missing = a.missing, near = a.near, width = a.width, codes = a.codes,
+           missing = a.missing, near = a.near, width = a.width, codes = a.codes, scan_id = a.scan_id,
+           scan_until = a.scan_until, scan_ref = a.scan_ref, scan_missing = a.scan_missing,
            finished_at = a.finished_at, last_checked = a.last_checked, last_seconds = a.last_seconds,
            paged_at = clock_timestamp()
      where x.worker_name = p_worker_name;
 
     return jsonb_build_object(
         'status', case when a.started_at is null then 'passed'
-                       when v_confirmed or a.walked then 'confirming' else 'walking' end,
+                       when v_confirmed or a.scan_id is not null or a.walked then 'confirming' else 'walking' end,
         'worker_name', p_worker_name, 'pass', a.pass, 'checked', a.checked, 'missing', a.missing + a.suspects,
         'share', case when a.walked then 1
                       else (a.pos_seq - a.from_seq + 1.0) / (a.until_seq - a.from_seq + 1) end,
@@ -354,16 +466,17 @@ comment on view public.v_iu_completeness_missing is
     'Events that lack attempts, confirmed: how many they have and should have, whether they wait to be decided again, '
     'and whether a decision made now would write the missing attempts.';
 
+-- The incomplete events are counted in a left join, which the planner leaves out for a query that does not use the counts.
 create or replace view public.v_iu_completeness as
 select c.worker_name, a.finished_at, a.last_checked as checked, a.last_seconds as seconds, m.missing, m.accepted,
        a.started_at, a.checked as checked_so_far
   from public.iu_route_worker_cursor c
   left join public.iu_completeness_pass a on a.worker_name = c.worker_name
- cross join lateral (
+  left join lateral (
        select count(*) filter (where x.accepted_at is null) as missing,
               count(*) filter (where x.accepted_at is not null) as accepted
          from public.iu_completeness_missing x
-        where x.worker_name = c.worker_name and x.confirmed_at is not null) m;
+        where x.worker_name = c.worker_name and x.confirmed_at is not null) m on true;
 comment on view public.v_iu_completeness is
     'The last completeness check of each worker: when it ended, how many events it checked, and how many lack '
     'attempts; and the running one.';

@@ -4,6 +4,8 @@
 -- needs: 008, 012, functions/delivery_policy, functions/delivery_switches, functions/delivery_take
 -- locks: nothing that other sessions use
 
+-- The deliveries are counted in a left join of its own, which the planner leaves out for a query that does not use the
+-- counts. Whether there is one at all is a search with an order, so that it uses the index whatever the statistics say.
 create or replace view public.v_iu_delivery as
 select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pending, coalesce(d.retrying, 0) as retrying,
        d.since, coalesce(h.paused_by, case when u.why is not null then 'no_target' end) as paused_by,
@@ -31,7 +33,9 @@ select r.route_code, r.target_kind, r.target_ref, coalesce(d.pending, 0) as pend
        select count(*) as pending, count(*) filter (where x.tries > 0) as retrying, min(x.created_at) as since
          from public.iu_route_delivery x
         where x.route_code = r.route_code) d on true
- where r.target_kind in ('workflow', 'external_endpoint') and (r.enabled and not r.dry_run or d.pending > 0);
+ where r.target_kind in ('workflow', 'external_endpoint')
+   and (r.enabled and not r.dry_run
+        or (select x.id from public.iu_route_delivery x where x.route_code = r.route_code order by x.id limit 1) is not null);
 comment on view public.v_iu_delivery is
     'Each live route with a target that the consumer calls, and each such route with pending deliveries: their number, '
     'since when the oldest waits, and why the route is paused.';
@@ -53,13 +57,19 @@ comment on view public.v_iu_delivery_parked is
 -- no missing target. The limit is the deadline of the route plus one minute, because a single attempt may take as long
 -- as the deadline. A delivery behind an earlier one of its subject waits for that one. Of the first hundred deliveries,
 -- the oldest one that does not wait in this way is judged, so a subject with a long queue costs a bounded number of
--- rows.
+-- rows. The hundred are searched among the oldest 10 000 of the route, of which replays and deliveries of another worker
+-- may be many.
 create or replace function public.fn_iu_delivery_progress_missing(p_worker_name text)
 returns text[]
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 set row_security = off
+-- As in health: a plan that was made while there were no deliveries would sort all of them.
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+set jit = off
 as $$
     select coalesce(array_agg(format('deliveries of route %s wait, the oldest for %s s, and none was settled', w.route_code,
                                      round(extract(epoch from clock_timestamp() - w.since))) order by w.route_code), '{}')
@@ -67,8 +77,12 @@ as $$
                    (public.fn_iu_delivery_policy(r.delivery_policy) ->> 'deadline')::double precision + 60 as seconds,
                    (select n.created_at
                       from (select d.id, d.subject_key, d.created_at
-                              from public.iu_route_delivery d
-                             where d.route_code = r.route_code and d.due_at is null and d.worker_name = p_worker_name
+                              from (select x.id, x.subject_key, x.created_at, x.due_at, x.worker_name
+                                      from public.iu_route_delivery x
+                                     where x.route_code = r.route_code
+                                     order by x.id
+                                     limit 10000) d
+                             where d.due_at is null and d.worker_name = p_worker_name
                              order by d.id
                              limit 100) n
                      where n.subject_key is null
@@ -76,8 +90,12 @@ as $$
                      order by n.id
                      limit 1) as new_since,
                    (select d.due_at
-                      from public.iu_route_delivery d
-                     where d.route_code = r.route_code and d.due_at is not null and d.worker_name = p_worker_name
+                      from (select x.due_at, x.worker_name
+                              from public.iu_route_delivery x
+                             where x.route_code = r.route_code and x.due_at is not null
+                             order by x.due_at
+                             limit 10000) d
+                     where d.worker_name = p_worker_name
                      order by d.due_at
                      limit 1) as due_since
               from public.iu_outbound_route r

@@ -1,8 +1,8 @@
 -- The parts of fn_iu_route_worker_health (009): the facts about a worker, and the judgement of each subject.
 --
 -- kind: repeatable
--- needs: 021, functions/outbox_position
--- calls: 009, 010, 012, functions/completeness, functions/delivery_status, functions/metrics, functions/monitoring
+-- needs: 014, 021, 023, functions/outbox_position
+-- calls: 009, 010, 012, functions/delivery_status, functions/metrics, functions/monitoring
 -- locks: nothing that other sessions use
 
 -- Facts --------------------------------------------------------------------------------------------------
@@ -113,7 +113,10 @@ begin
              where d.worker_name = p_cursor.worker_name and d.resolved_at is null
              order by d.created_at
              limit c_bound) l;
-    select a.missing into f.missing from public.v_iu_completeness a where a.worker_name = p_cursor.worker_name;
+    select count(*) into f.missing
+      from (select from public.iu_completeness_missing m
+             where m.worker_name = p_cursor.worker_name and m.accepted_at is null and m.confirmed_at is not null
+             limit c_bound) l;
     return f;
 end
 $$;

@@ -64,6 +64,8 @@ comment on function public.fn_iu_progress_missing(text) is
 --
 -- The figures are those of one worker: every consumer reads its own, because counting waiting rows is the main cost.
 -- Waiting events and dead letters are counted up to 10 001, as in health: the age shows whether a larger backlog grows.
+-- Pending deliveries, too, among the oldest 10 001 of each route: their index is by route, and several workers of a
+-- domain share its routes. The oldest one of a route is the first one, because the ids ascend.
 -- Health is materialized, because otherwise each column that is taken from it would count again.
 create or replace function public.fn_iu_metrics(p_worker_name text)
 returns table (worker_name text, what text, part text, figure double precision)
@@ -76,7 +78,7 @@ set enable_bitmapscan = off
 set jit = off
 as $$
     with worker as (
-        select c.worker_name from public.iu_route_worker_cursor c where c.worker_name = p_worker_name
+        select c.worker_name, c.event_domain from public.iu_route_worker_cursor c where c.worker_name = p_worker_name
     ), health as materialized (
         select w.worker_name, public.fn_iu_route_worker_health(w.worker_name) as j from worker w
     ), locks as materialized (
@@ -112,12 +114,32 @@ as $$
                         order by l.created_at
                         limit 10001) x) d
         union all
-        select w.worker_name, 'delivery', d.items, d.since
+        select w.worker_name, 'delivery',
+               (select count(*)
+                  from (select
+                          from public.iu_outbound_route r
+                         cross join lateral (
+                               select l.worker_name
+                                 from public.iu_route_delivery l
+                                where l.route_code = r.route_code
+                                order by l.id
+                                limit 10001) d
+                         where r.event_domain = w.event_domain and d.worker_name = w.worker_name
+                         limit 10001) x),
+               (select min(d.created_at)
+                  from public.iu_outbound_route r
+                 cross join lateral (
+                       select y.created_at
+                         from (select l.id, l.worker_name, l.created_at
+                                 from public.iu_route_delivery l
+                                where l.route_code = r.route_code
+                                order by l.id
+                                limit 10001) y
+                        where y.worker_name = w.worker_name
+                        order by y.id
+                        limit 1) d
+                 where r.event_domain = w.event_domain)
           from worker w
-         cross join lateral (
-               select count(*) as items, min(l.created_at) as since
-                 from public.iu_route_delivery l
-                where l.worker_name = w.worker_name) d
         union all
         select null, 'open_transaction', count(*), min(u.since) from unfinished u
         union all

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from cli.command import execute, rows, run
+from cli.command import execute, rows, run, value
 from clusters import cluster
 from iu_listen.admin import dead_letters
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import session
 from support import WORKER, apply_package, connected, rows_read
 
-#: Number of events, attempts and open dead letters. A statement that reads a whole table exceeds BOUND.
+#: Number of events, attempts, open dead letters, pending deliveries, and events that lack attempts and are accepted. A statement that reads a whole table exceeds BOUND.
 SIZE = 60_000
 #: Largest number of rows that a command may read of one table: four counts up to 10 001, and some rows.
 BOUND = 45_000
-TABLES = ("event_outbox", "iu_route_attempt", "iu_route_dead_letter")
+TABLES = ("event_outbox", "iu_route_attempt", "iu_route_dead_letter", "iu_route_delivery", "iu_completeness_missing")
 
-# Event n has one attempt, and one open dead letter. No transaction but the first has written, and all are old.
+# Event n has one attempt, one open dead letter, and a pending delivery of another event, of a route that is a dry run; all
+# subjects of the route are parked. The events are listed as incomplete and accepted. No transaction but the first has written, and all are
+# old.
 FILL = f"""
     alter table event_outbox disable trigger user;
     insert into iu_outbound_route (route_code, event_domain, event_type, event_stream, target_kind, target_ref, enabled)
     values ('all', 'iu', 'version_applied', 'update', 'workflow', 'x', true),
-           ('rare', 'iu', 'rare', 'update', 'workflow', 'x', false);
+           ('rare', 'iu', 'rare', 'update', 'workflow', 'x', false),
+           ('deep', 'iu', 'deep', 'update', 'workflow', 'x', true);
     insert into event_outbox (id, event_domain, event_type, event_stream, delivery_lane, event_subject_ref, event_seq,
                               created_at)
     select ('00000000-0000-0000-0000-' || lpad(n::text, 12, '0'))::uuid, 'iu', 'version_applied', 'update', 'immediate',
@@ -44,6 +48,12 @@ FILL = f"""
            jsonb_build_object('event_domain', 'iu', 'event_seq', o.event_seq, 'event_subject_ref', o.event_subject_ref),
            'x', o.created_at + o.event_seq * interval '1 s'
       from event_outbox o;
+    insert into iu_route_delivery (route_code, worker_name, event_ref, subject_key, route_count, due_at, created_at)
+    select 'deep', '{WORKER}', overlay(o.id::text placing '1' from 1)::uuid, o.event_seq % 9, 1, case when o.event_seq < {SIZE} then 'infinity'::timestamptz end,
+           o.created_at + o.event_seq * interval '1 s'
+      from event_outbox o order by o.event_seq;
+    insert into iu_completeness_missing (worker_name, event_ref, found, wanted, confirmed_at, accepted_at)
+    select '{WORKER}', o.id, 0, 1, now(), now() from event_outbox o;
     alter table event_outbox enable trigger user;
     alter table event_outbox enable always trigger zz_event_outbox_stamp;
     alter table event_outbox enable always trigger zz_event_outbox_restamp;
@@ -130,6 +140,8 @@ def test_plans_do_not_depend_on_the_size_at_their_time(grown):
     """
     assert grown.planned_early["event_outbox"] < 100
     assert grown.planned_early["iu_route_dead_letter"] < BOUND
+    assert grown.planned_early["iu_route_delivery"] < BOUND
+    assert grown.planned_early["iu_completeness_missing"] < 100
 
 
 STATEMENTS: dict[str, tuple[Any, ...]] = {
@@ -224,6 +236,116 @@ def test_a_count_above_ten_thousand_is_capped_and_exact_on_request(analyzed):
     assert (exact["workers"][0]["backlog"], exact["workers"][0]["open_dead_letters"]) == (SIZE, SIZE)
     assert sum(a["attempts"] for a in exact["attempts"]) == SIZE
     assert [k["open"] for k in exact["dead_letters"]] == [SIZE]
+    for answer, deliveries, accepted in ((capped, 10_001, 10_001), (exact, SIZE, SIZE)):
+        assert [(d["pending"], d["more"]) for d in answer["deliveries"]] == [(deliveries, answer is capped)]
+        assert answer["completeness"][0]["accepted"] == accepted
+
+
+def test_deliveries_of_a_worker_are_counted_up_to_a_bound(grown):
+    """Metrics count up to 10 001 pending deliveries, and give the age of the oldest one; another worker has none of them.
+
+    Fails when: the deliveries of other workers are counted, or the age is not that of the first one.
+    """
+    figures = """select figure from fn_iu_metrics($1) where what = $2 and part = 'delivery'"""
+    execute(grown.dsn, "insert into iu_route_worker_cursor (worker_name, event_domain, lineage) "
+                       "select 'other', event_domain, lineage from iu_route_worker_cursor")  # fmt: skip
+    try:
+        for worker, items in ((WORKER, 10_001), ("other", 0)):
+            assert value(grown.dsn, figures, worker, "lag_items") == items
+        assert 29 * 86400 < value(grown.dsn, figures, WORKER, "lag_seconds") < 31 * 86400
+        before = asyncio.run(grown.costs())
+        assert value(grown.dsn, figures, "other", "lag_seconds") == 0
+        assert excess(before, asyncio.run(grown.costs())) == {}
+    finally:
+        execute(grown.dsn, "delete from iu_route_worker_cursor where worker_name = 'other'")
+
+
+def test_health_searches_the_oldest_deliveries_of_a_live_route(grown):
+    """Health searches the oldest 10 000 deliveries of a route for one that was never attempted.
+
+    Fails when: the search has no bound, and all deliveries are replays that wait for their subject.
+    """
+    switches = """update dot_config set value = %s where key = 'iu_core.delivery_enabled';
+                  update dot_config set value = %s where key = 'iu_core.delivery_live_routes';
+                  update iu_outbound_route set dry_run = %s where route_code = 'deep'"""
+    execute(grown.dsn, switches % ("'true'", "'deep'", "false"))
+    try:
+        assert value(grown.dsn, "select paused_by from v_iu_delivery where route_code = 'deep'") is None
+        before = asyncio.run(grown.costs())
+        assert value(grown.dsn, "select fn_iu_delivery_progress_missing($1)", WORKER) == []
+        assert excess(before, asyncio.run(grown.costs()), 20_100) == {}
+    finally:
+        execute(grown.dsn, switches % ("'false'", "''", "true"))
+
+
+@pytest.mark.slow
+def test_deliveries_are_listed_up_to_a_bound(analyzed):
+    """delivery list counts up to 10 000 deliveries of a route and says so, and searches as many for parked ones.
+
+    With --exact it reads all.
+
+    Fails when: a figure of a part is shown as that of all, or --exact has a bound.
+    """
+    shown = run("delivery", "list", dsn=analyzed.dsn)
+    assert "more than 10 000" in shown.out
+    assert "Only the oldest deliveries were searched for parked ones: deep." in shown.out + shown.err
+    some = run("delivery", "list", "--json", dsn=analyzed.dsn).json
+    assert [(r["pending"], r["more"]) for r in some["routes"]] == [(10_001, True)]
+    assert sum(p["depth"] + 1 for p in some["parked"]) == 10_000
+    every = run("delivery", "list", "--exact", "--json", dsn=analyzed.dsn).json
+    assert [(r["pending"], r["more"]) for r in every["routes"]] == [(SIZE, False)]
+    assert sum(p["depth"] + 1 for p in every["parked"]) == SIZE
+    assert [p["waits_for"] for p in every["parked"]] == [p["waits_for"] for p in some["parked"]]
+
+
+@pytest.mark.parametrize(
+    ("key", "number", "missing"),
+    [(f"outbound:gone:{FIRST}", 1, 0), ("foreign", 1, 0), (f"outbound:gone:{FIRST}", 2, 1)],
+    ids=["unknown route", "foreign key", "incomplete"],
+)
+def test_a_page_of_a_confirmation_reads_a_bounded_number_of_rows(grown, key, number, missing):
+    """A suspected event is confirmed in pages: each reads twenty attempts for each event of its limit.
+
+    The attempt is found though its key has the code of no known route, or is none of this package.
+
+    Fails when: all attempts are read at once, not all of them are read, or the attempts that were read are not counted.
+    """
+
+    async def confirm() -> tuple[int, list[dict[str, int]]]:
+        pages, large = 0, []
+        async with connected(grown.dsn) as connection:
+            # The first page checks the first event; the others are not checked.
+            await connection.fetchval("select fn_iu_completeness_page($1, 1, 0)", WORKER)
+            await connection.execute("update iu_completeness_pass set walked = true")
+            await connection.fetchval("select pg_stat_force_next_flush()")
+            answer: dict[str, Any] = {"status": "walking"}
+            while answer["status"] != "passed":
+                before = await grown.costs(1)
+                answer = json.loads(await connection.fetchval("select fn_iu_completeness_page($1, 100)::text", WORKER))
+                await connection.fetchval("select pg_stat_force_next_flush()")
+                pages += 1
+                large += [over] if (over := excess(before, await grown.costs(1), 3000)) else []
+            assert answer["missing"] == missing
+        return pages, large
+
+    grown.read("read")
+    first = f"event_ref = '{FIRST}'"
+    execute(grown.dsn, f"""
+        delete from iu_completeness_missing where {first};
+        update iu_route_attempt set route_code = 'gone', idempotency_key = '{key}', attempt_no = {number}
+         where {first}""")  # fmt: skip
+    try:
+        pages, large = asyncio.run(confirm())
+        assert large == []
+        assert pages > SIZE / 2000
+    finally:
+        execute(grown.dsn, f"""
+            delete from iu_completeness_missing where {first};
+            delete from iu_completeness_pass;
+            insert into iu_completeness_missing (worker_name, event_ref, found, wanted, confirmed_at, accepted_at)
+            values ('{WORKER}', '{FIRST}', 0, 1, now(), now());
+            update iu_route_attempt set route_code = 'all', idempotency_key = 'outbound:all:{FIRST}', attempt_no = 1
+             where {first}""")  # fmt: skip
 
 
 @pytest.mark.slow

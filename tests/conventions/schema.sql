@@ -298,6 +298,10 @@ CREATE TABLE public.iu_completeness_pass (
     finished_at timestamp with time zone,
     last_checked bigint,
     last_seconds double precision,
+    scan_id bigint,
+    scan_until bigint,
+    scan_ref uuid,
+    scan_missing bigint,
     CONSTRAINT iu_completeness_pass_pos_chk CHECK ((((pos_seq IS NULL) = (pos_id IS NULL)) AND ((started_at IS NOT NULL) OR (pos_seq IS NULL))))
 )
 WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_scale_factor='0');
@@ -305,19 +309,24 @@ WITH (fillfactor='50', autovacuum_vacuum_threshold='1000', autovacuum_vacuum_sca
 CREATE FUNCTION public.fn_iu_completeness_begin(a public.iu_completeness_pass, p_event_domain text) RETURNS public.iu_completeness_pass
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 60b6d32eae7b6c4f>;
+    AS <body 6bc6bd676b56b950>;
 
 CREATE FUNCTION public.fn_iu_completeness_confirm(p_worker_name text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    SET plan_cache_mode TO 'force_custom_plan'
-    SET enable_seqscan TO 'on'
-    SET enable_bitmapscan TO 'on'
-    SET enable_hashjoin TO 'on'
-    SET enable_nestloop TO 'on'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     SET jit TO 'off'
-    AS <body b8e671eb5db0b7cd>;
+    AS <body d7f6cb79a428d1e4>;
+
+CREATE FUNCTION public.fn_iu_completeness_judge(a public.iu_completeness_pass, p_limit bigint) RETURNS public.iu_completeness_pass
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body e602adf730d392f6>;
 
 CREATE FUNCTION public.fn_iu_completeness_page(p_worker_name text, p_limit integer DEFAULT 5000, p_pass bigint DEFAULT NULL::bigint) RETURNS jsonb
     LANGUAGE plpgsql
@@ -331,13 +340,18 @@ CREATE FUNCTION public.fn_iu_completeness_page(p_worker_name text, p_limit integ
     SET enable_sort TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body 2a3b9e670a150b38>;
+    AS <body 17a40d966297a85b>;
 
 CREATE FUNCTION public.fn_iu_completeness_repair(p_worker_name text, p_limit integer DEFAULT 1000) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
     AS <body 490ffec52b823dfa>;
+
+CREATE FUNCTION public.fn_iu_completeness_scan(a public.iu_completeness_pass, p_limit bigint) RETURNS public.iu_completeness_pass
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS <body befad652a57872ac>;
 
 CREATE FUNCTION public.fn_iu_completeness_walk(a public.iu_completeness_pass, p_event_domain text, p_limit integer) RETURNS public.iu_completeness_pass
     LANGUAGE plpgsql
@@ -604,7 +618,11 @@ CREATE FUNCTION public.fn_iu_delivery_progress_missing(p_worker_name text) RETUR
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET row_security TO 'off'
-    AS <body 322185abcddccbd4>;
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off'
+    AS <body e8432e3a17bfb342>;
 
 CREATE FUNCTION public.fn_iu_delivery_queued_routes(p_routes public.iu_outbound_route[]) RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -755,7 +773,7 @@ CREATE FUNCTION public.fn_iu_health_facts(p_cursor public.iu_route_worker_cursor
     SET enable_sort TO 'off'
     SET max_parallel_workers_per_gather TO '0'
     SET jit TO 'off'
-    AS <body 15522539edb3d278>;
+    AS <body bcf92d1782fbac42>;
 
 CREATE FUNCTION public.fn_iu_health_progress(f public.iu_health_facts, p_worker_name text) RETURNS text[]
     LANGUAGE plpgsql STABLE
@@ -788,7 +806,7 @@ CREATE FUNCTION public.fn_iu_metrics(p_worker_name text) RETURNS TABLE(worker_na
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET jit TO 'off'
-    AS <body aab7927324a12110>;
+    AS <body c0805585d3c757a2>;
 
 CREATE FUNCTION public.fn_iu_outbound_on_version() RETURNS trigger
     LANGUAGE plpgsql
@@ -911,7 +929,8 @@ CREATE TABLE public.iu_completeness_missing (
     found_at timestamp with time zone DEFAULT now() NOT NULL,
     confirmed_at timestamp with time zone,
     restamped_at timestamp with time zone,
-    accepted_at timestamp with time zone
+    accepted_at timestamp with time zone,
+    seen bigint[] DEFAULT '{}'::bigint[] NOT NULL
 );
 
 CREATE TABLE public.iu_route_attempt (
@@ -1661,10 +1680,10 @@ CREATE VIEW public.v_iu_completeness AS
     a.checked AS checked_so_far
    FROM ((public.iu_route_worker_cursor c
      LEFT JOIN public.iu_completeness_pass a ON ((a.worker_name = c.worker_name)))
-     CROSS JOIN LATERAL ( SELECT count(*) FILTER (WHERE (x.accepted_at IS NULL)) AS missing,
+     LEFT JOIN LATERAL ( SELECT count(*) FILTER (WHERE (x.accepted_at IS NULL)) AS missing,
             count(*) FILTER (WHERE (x.accepted_at IS NOT NULL)) AS accepted
            FROM public.iu_completeness_missing x
-          WHERE ((x.worker_name = c.worker_name) AND (x.confirmed_at IS NOT NULL))) m);
+          WHERE ((x.worker_name = c.worker_name) AND (x.confirmed_at IS NOT NULL))) m ON (true));
 
 CREATE VIEW public.v_iu_completeness_missing AS
  SELECT m.worker_name,
@@ -1735,7 +1754,11 @@ CREATE VIEW public.v_iu_delivery AS
             min(x.created_at) AS since
            FROM public.iu_route_delivery x
           WHERE (x.route_code = r.route_code)) d ON (true))
-  WHERE ((r.target_kind = ANY (ARRAY['workflow'::text, 'external_endpoint'::text])) AND ((r.enabled AND (NOT r.dry_run)) OR (d.pending > 0)));
+  WHERE ((r.target_kind = ANY (ARRAY['workflow'::text, 'external_endpoint'::text])) AND ((r.enabled AND (NOT r.dry_run)) OR (( SELECT x.id
+           FROM public.iu_route_delivery x
+          WHERE (x.route_code = r.route_code)
+          ORDER BY x.id
+         LIMIT 1) IS NOT NULL)));
 
 CREATE VIEW public.v_iu_delivery_parked AS
  SELECT h.route_code,
@@ -1950,6 +1973,10 @@ CREATE INDEX event_outbox_order_idx ON public.event_outbox USING btree (event_do
 
 CREATE INDEX event_outbox_tick_idx ON public.event_outbox USING btree (event_domain, xact_id, event_seq, id);
 
+CREATE INDEX iu_completeness_missing_accepted_idx ON public.iu_completeness_missing USING btree (worker_name, event_ref) WHERE (accepted_at IS NOT NULL);
+
+CREATE INDEX iu_completeness_missing_open_idx ON public.iu_completeness_missing USING btree (worker_name, event_ref) WHERE (accepted_at IS NULL);
+
 CREATE INDEX iu_route_attempt_failed_idx ON public.iu_route_attempt USING btree (id) WHERE (status = 'failed'::text);
 
 CREATE INDEX iu_route_attempt_tick_idx ON public.iu_route_attempt USING btree (xact_id, id);
@@ -1961,6 +1988,8 @@ CREATE INDEX iu_route_dead_letter_kind_idx ON public.iu_route_dead_letter USING 
 CREATE INDEX iu_route_dead_letter_open_idx ON public.iu_route_dead_letter USING btree (created_at, id) WHERE (resolved_at IS NULL);
 
 CREATE INDEX iu_route_dead_letter_tick_idx ON public.iu_route_dead_letter USING btree (xact_id, id);
+
+CREATE INDEX iu_route_dead_letter_unwritten_idx ON public.iu_route_dead_letter USING btree (event_ref) WHERE (attempt_no = 0);
 
 CREATE INDEX iu_route_dead_letter_worker_idx ON public.iu_route_dead_letter USING btree (worker_name, created_at, id) WHERE (resolved_at IS NULL);
 

@@ -145,7 +145,7 @@ async def run_consumer_statements(connection: asyncpg.Connection) -> None:
         page = await completeness_session.page(1000, page.number)
     # One more event is before the cursor and has lost its attempt.
     assert (page.status, page.missing) == ("passed", 1)
-    await queries.rows(connection, "completeness/passes")
+    await queries.rows(connection, "completeness/passes", 10)
     metrics_session = MetricsSession(connection, settings)
     for _ in range(2):
         await metrics_session.measure()

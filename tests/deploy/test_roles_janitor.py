@@ -26,7 +26,7 @@ async def run_retention_statements(connection: asyncpg.Connection) -> None:
         assert other is None
     assert await retention.partitions(connection, "1 hour", 3) is None
     # The query with which a run on a partitioned outbox finds that partitions belong to the owner.
-    assert await queries.rows(connection, "retention/partitions", "1 hour", None) == []
+    assert await queries.rows(connection, "retention/partitions", "1 hour", None, 10) == []
     for what in retention.POLICY_NAMES:
         gone = [a["gone"] async for a in retention.batches(connection, what, None, 100, 0, 60)]
         assert gone == [1], (what, gone)

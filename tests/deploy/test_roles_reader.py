@@ -27,7 +27,6 @@ def test_a_reader_can_run_every_query_of_the_state(applied: Database, roles: Log
             assert (await worker_health(reader, WORKER))["healthy"]
             for name in (
                 "workers",
-                "completeness/passes",
                 "consumers",
                 "ledger",
                 "unsafe_routes",
@@ -36,6 +35,7 @@ def test_a_reader_can_run_every_query_of_the_state(applied: Database, roles: Log
             ):
                 await queries.rows(reader, name)
             assert [gate["open"] for gate in await gates.all_gates(reader)] == [True, False, False]
+            await queries.rows(reader, "completeness/passes", 10)
             await queries.rows(reader, "attempt_summary", 10)
             await queries.rows(reader, "list_attempts", None, None, 10, None)
             await queries.rows(reader, "list_attempts_of", uuid4(), None, None, 10)
@@ -46,7 +46,8 @@ def test_a_reader_can_run_every_query_of_the_state(applied: Database, roles: Log
                 await dead_letters.page(reader, dead_letters.DeadLetterFilter(), resolved=False, before=None, limit=10)
             ).total == 0
             assert await dead_letters.kinds(reader) == []
-            await queries.rows(reader, "delivery/routes")
+            await queries.rows(reader, "delivery/routes", 10)
+            await queries.rows(reader, "delivery/parked", 10, 10)
             await queries.rows(reader, "list_routes", None)
             await queries.rows(reader, "retention/policies")
             await queries.rows(reader, "retention/plan", "1 second", None)

@@ -100,7 +100,7 @@ async def test_months_are_counted_in_utc(partitioned, zone):
         for setting in (f"timezone = '{zone}'", "datestyle = 'SQL, DMY'", "intervalstyle = 'sql_standard'"):
             await connection.execute(f"alter database {name} set {setting}")
     async with connected(partitioned.dsn) as connection:
-        plain = await connection.fetch(query("retention/months"), 14)
+        plain = await connection.fetch(query("retention/months"), 14, None)
     await maintain_partitions(partitioned.dsn, ahead=14)
     async with connected(partitioned.dsn) as connection:
         await connection.execute("set timezone = 'UTC'")

@@ -19,7 +19,7 @@ from postgres.partition_helpers import (
     partition_of_month,
     partitions,
 )
-from support import attempted, connected, drain, open_gate, wait_until
+from support import WORKER, attempted, connected, drain, open_gate, rows_read, wait_until
 
 pytestmark = pytest.mark.asyncio
 
@@ -178,3 +178,36 @@ async def test_a_transaction_that_prevents_detaching_is_reported(partitioned, de
         assert "the slow one" in held["why"]
         assert ("prepared transaction" if prepared else "idle in transaction") in held["why"]
         assert await drain(c) == 1
+
+
+async def test_a_plan_judges_some_rows_of_a_partition_and_a_run_all_of_them(partitioned, monkeypatch):
+    """A plan reads as many rows of an old partition as its bound; a run judges all rows before it removes the partition.
+
+    If more than ten partitions share the bound, the plan reads a tenth of it in each. An event that must stay and is among
+    the rows that were read keeps the partition; a later one is found by the run.
+
+    Fails when: the plan has no bound, says nothing about it, or decides for the run.
+    """
+    monkeypatch.setattr(retention, "MAX_COUNT", 20)
+    async with connected(partitioned.dsn) as c:
+        for _ in range(60):
+            await append_event(c, 4)
+            await append_event(c, 3)
+        await drain(c)
+        await c.execute("insert into iu_completeness_missing (worker_name, event_ref) select $1, id from event_outbox "
+                        "where created_at < now() - interval '70 days' order by event_seq desc limit 1", WORKER)  # fmt: skip
+        held, free = await partition_of_month(c, 3), await partition_of_month(c, 4)
+        await c.fetchval("select pg_stat_force_next_flush()")
+        async with session(partitioned.dsn, name="test") as plans:
+            before = await rows_read(c, f"^({held}|{free})")
+            plan = await retention.partitions(plans, KEEP, 0)
+            await plans.fetchval("select pg_stat_force_next_flush()")
+            assert await rows_read(c, f"^({held}|{free})") - before <= 2 * 21
+            exact = await retention.partitions(plans, KEEP, 0, exact=True)
+        found = {p["name"]: (p["capped"], p["rows"], p["held"], p["whole"]) for p in plan["partitions"]}
+        assert (found[held], found[free]) == ((True, 20, 0, None), (True, 20, 0, None))
+        found = {p["name"]: (p["capped"], p["rows"], p["held"], p["whole"]) for p in exact["partitions"]}
+        assert (found[held], found[free]) == ((False, 60, 1, False), (False, 60, 0, True))
+        maintainer = await maintain_partitions(partitioned.dsn)
+        assert {"partition": free, "did": "detached", "rows": 60} in maintainer.done
+        assert held in await partitions(c)

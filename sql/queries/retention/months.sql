@@ -8,7 +8,10 @@
 -- Months are computed in UTC. timestamptz + interval '1 month' would be computed in the time zone of the session, where
 -- the month ends at another time.
 --
--- $1 integer  number of months after the present one
+-- The rows in the way are counted up to a bound; a larger number is the bound plus one. No index finds them: if there are
+-- fewer, the whole default partition is read, as by the ATTACH PARTITION itself.
+--
+-- $1 integer  number of months after the present one     $2 bigint  bound; null: all are counted
 
 with month as (
     select tstzrange((t.this + m.n * interval '1 month') at time zone 'UTC',
@@ -29,7 +32,10 @@ with month as (
 )
 select g.name, g."from", g."to", to_regclass(format('public.%I', g.name)) is not null as taken,
        case when g.has_default
-            then (select count(*) from public.event_outbox o where o.created_at >= g."from" and o.created_at < g."to")
+            then (select count(*)
+                    from (select from public.event_outbox o
+                           where o.created_at >= g."from" and o.created_at < g."to"
+                           limit $2::bigint + 1) x)
             else 0 end as in_the_way,
        format('create table public.%1$I (like public.event_outbox including all excluding identity excluding indexes); '
               'alter table public.%1$I owner to %2$I; '

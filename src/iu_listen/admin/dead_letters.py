@@ -13,7 +13,7 @@ from uuid import UUID
 import anyio
 
 from iu_listen.model.errors import ConfigurationError
-from iu_listen.model.text import MAX_COUNT, MAX_SEARCHED, number
+from iu_listen.model.text import MAX_COUNT, MAX_SEARCHED, counted_up_to
 from iu_listen.postgres import queries
 from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection
@@ -127,7 +127,7 @@ async def kinds(connection: Connection, *, exact: bool = False) -> list[Row]:
 
 def open_phrase(kind: Row) -> str:
     """The number of dead letters of a kind, as text."""
-    return f"more than {number(kind['open'] - 1)}" if kind["more"] else number(kind["open"])
+    return counted_up_to(kind["open"], more=kind["more"])
 
 
 async def plan(connection: Connection, filter: DeadLetterFilter) -> BulkPlan:

@@ -9,10 +9,11 @@ from typing import Any, Final, Literal
 from iu_listen.admin import dead_letters, event_types, gates
 from iu_listen.admin.adoption import adopted_tables
 from iu_listen.admin.health import blocker_phrase, figure_phrase, schema_warning, worker_health
+from iu_listen.admin.routes import pending_phrase
 from iu_listen.install.package import missing_base_objects, package_state, unsupported_base_types
 from iu_listen.install.verify import verify
 from iu_listen.model.errors import IuListenError
-from iu_listen.model.text import duration, humane, number
+from iu_listen.model.text import MAX_COUNT, counted, duration, humane, number
 from iu_listen.postgres import queries
 from iu_listen.postgres.lease import LEASE_KEY
 from iu_listen.postgres.session import Connection
@@ -109,10 +110,10 @@ async def _delivery(connection: Connection, worker: str) -> list[Finding]:  # no
             words = f"route {route['route_code']} is live, but a switch is closed ({switch}): its events {result}"
             found.append(Finding("warn", "delivery", words, f"iu-listen route live {route['route_code']} --plan"))
     switched_off = {route["route_code"] for route in live if route["closed_switch"]}
-    for row in await queries.rows(connection, "delivery/routes"):
+    for row in await queries.rows(connection, "delivery/routes", MAX_COUNT):
         if row["paused_by"] and row["route_code"] not in switched_off:
             pause = row["paused_by"].replace("_", " ")
-            words = f"route {row['route_code']} is paused: {pause}; deliveries that wait: {number(row['pending'])}"
+            words = f"route {row['route_code']} is paused: {pause}; deliveries that wait: {pending_phrase(row)}"
             # Retries cannot repair these problems; an operator must act.
             level: Level = "fail" if row["paused_by"] == "no_target" or row["why"] == "address_refused" else "warn"
             hint = row["hint"] or "iu-listen delivery list"
@@ -173,16 +174,16 @@ async def _health(connection: Connection, worker: str) -> Finding:
 
 
 async def _completeness(connection: Connection, worker: str) -> Finding:
-    for row in await queries.rows(connection, "completeness/passes"):
+    for row in await queries.rows(connection, "completeness/passes", MAX_COUNT):
         if row["worker_name"] == worker and row["missing"]:
             return Finding(
                 "fail",
                 "completeness",
-                f"{number(row['missing'])} events lack attempts",
+                f"{counted(row['missing'])} events lack attempts",
                 "iu-listen completeness --repair",
             )
         if row["worker_name"] == worker and row["finished_at"]:
-            accepted = f", {number(row['accepted'])} incomplete events accepted" if row["accepted"] else ""
+            accepted = f", {counted(row['accepted'])} incomplete events accepted" if row["accepted"] else ""
             return Finding("ok", "completeness", f"complete at {row['finished_at']:%Y-%m-%d %H:%M:%S}Z{accepted}")
     return Finding("ok", "completeness", "no pass has ended yet", "iu-listen completeness")
 

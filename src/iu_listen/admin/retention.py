@@ -12,6 +12,7 @@ import asyncpg
 
 from iu_listen.install.migrate import retry_on_lock_timeout
 from iu_listen.model.errors import ConfigurationError, Refused
+from iu_listen.model.text import MAX_COUNT
 from iu_listen.postgres import queries
 from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection, ask, translate_driver_errors
@@ -92,8 +93,11 @@ async def batches(
 # -- partitions --------------------------------------------------------------------------------------------------
 
 
-async def partitions(connection: Connection, keep: str, ahead: int) -> Row | None:
+async def partitions(connection: Connection, keep: str, ahead: int, *, exact: bool = False) -> Row | None:
     """The changes that a run would make to the partitions of the outbox; None: the outbox is not partitioned.
+
+    As many as MAX_COUNT rows of a partition are judged, and fewer if more than ten partitions end early enough; with
+    ``exact`` all are.
 
     Returns:
         ``by_time`` and ``owner`` (both must be true for any change), ``unfinished``, ``create``, ``partitions``.
@@ -101,12 +105,15 @@ async def partitions(connection: Connection, keep: str, ahead: int) -> Row | Non
     outbox = (await queries.rows(connection, "retention/outbox"))[0]
     if not outbox["partitioned"]:
         return None
+    most = None if exact else MAX_COUNT
     return {
         "by_time": outbox["by_time"],
         "owner": outbox["owner"],
         "unfinished": await queries.rows(connection, "retention/unfinished"),
-        "create": await queries.rows(connection, "retention/months", ahead) if outbox["by_time"] and ahead else [],
-        "partitions": await queries.rows(connection, "retention/partitions", keep, None),
+        "create": await queries.rows(connection, "retention/months", ahead, most)
+        if outbox["by_time"] and ahead
+        else [],
+        "partitions": await queries.rows(connection, "retention/partitions", keep, None, most),
     }
 
 
@@ -136,8 +143,10 @@ class PartitionMaintainer:
         else:
             await self._finish()
             await self._create(plan["create"])
-            found = await queries.rows(self._connection, "retention/partitions", self._keep, None)
-            for partition in found:
+            # A look at some rows of each partition; only those of which none must stay are judged completely.
+            found = await queries.rows(self._connection, "retention/partitions", self._keep, None, MAX_COUNT)
+            for look in found:
+                partition = look if look["whole"] is False else await self._judged(look)
                 if partition["whole"]:
                     await self._take_off(partition, concurrently=not any(p["is_default"] for p in found))
                 elif partition["closed"] and not partition["pending"]:
@@ -197,9 +206,13 @@ class PartitionMaintainer:
     def _end(self) -> str:
         return "drop" if self._drop else "leave"
 
+    async def _judged(self, partition: Row) -> Row:
+        """The partition, with all its rows judged; as it was, if it no longer belongs to the outbox."""
+        now = await queries.rows(self._connection, "retention/partitions", self._keep, partition["oid"], None)
+        return now[0] if now else partition | {"whole": False}
+
     async def _still_whole(self, partition: Row) -> bool:
-        now = await queries.rows(self._connection, "retention/partitions", self._keep, partition["oid"])
-        if now and now[0]["whole"]:
+        if (await self._judged(partition))["whole"]:
             return True
         self._hold(partition["name"], "new events arrived that a worker has not read")
         return False

@@ -7,7 +7,7 @@ import json
 from iu_listen.admin.event_types import require_name, require_type
 from iu_listen.model.errors import ConfigurationError, Refused
 from iu_listen.model.routing import DEFAULT_DOMAIN
-from iu_listen.model.text import nearest
+from iu_listen.model.text import counted_up_to, nearest
 from iu_listen.postgres.queries import Row, rows, value
 from iu_listen.postgres.session import Connection
 from iu_listen.targets.check import TargetVerdict, check
@@ -32,6 +32,11 @@ async def switches(connection: Connection, code: str) -> Row:
     if not found:
         raise await no_such_route(connection, code)
     return found[0]
+
+
+def pending_phrase(route: Row) -> str:
+    """The number of the deliveries of a route, a row of delivery/routes, as text."""
+    return counted_up_to(route["pending"], more=route["more"])
 
 
 async def target_verdict(connection: Connection, route: Row) -> TargetVerdict:

@@ -9,15 +9,16 @@ from cyclopts import App, Parameter
 
 from iu_listen.admin import dead_letters
 from iu_listen.admin.ids import complete_id
-from iu_listen.admin.routes import no_such_route
+from iu_listen.admin.routes import no_such_route, pending_phrase
 from iu_listen.cli import output
 from iu_listen.cli.confirm import require_confirmation, require_reason
 from iu_listen.cli.context import ConnectionOptions, connected
-from iu_listen.cli.parameters import ID, Actor, NoQuestion, Plan, in_range
+from iu_listen.cli.parameters import ID, Actor, Exact, NoQuestion, Plan, in_range
 from iu_listen.cli.progress import progress_bar
 from iu_listen.install import requirements
 from iu_listen.model.errors import Refused
 from iu_listen.model.settings import mask
+from iu_listen.model.text import MAX_COUNT, number
 from iu_listen.postgres import queries
 
 delivery: App = App(name="delivery", help="List and cancel deliveries.")
@@ -33,7 +34,8 @@ def print_delivering_routes(routes: list[queries.Row]) -> None:
     output.table(
         ("route", "target", "deliveries", "retrying", "oldest", "paused by", "reason"),
         (
-            (r["route_code"], f"{r['target_kind']} {mask(r['target_ref'])}", r["pending"], r["retrying"],
+            (r["route_code"], f"{r['target_kind']} {mask(r['target_ref'])}", pending_phrase(r),
+             "at least " * (r["more"] and r["retrying"] > 0) + number(r["retrying"]),
              output.ago(r["since"]), output.mark(not r["paused_by"], "–", output.text(r["paused_by"])), r["why"])
             for r in routes
         ),
@@ -47,6 +49,7 @@ def print_delivering_routes(routes: list[queries.Row]) -> None:
 def delivery_list(
     *,
     limit: Annotated[int, Parameter(help="Largest number of parked subjects.", validator=in_range(1, 1_000_000))] = 20,
+    exact: Exact = False,
     options: ConnectionOptions | None = None,
 ) -> int:
     """List every route that delivers, and the subjects with parked deliveries.
@@ -58,9 +61,10 @@ def delivery_list(
     async def run() -> dict[str, list[queries.Row]]:
         async with connected(options) as (_, connection):
             await requirements.require_package(connection)
+            most = None if exact else MAX_COUNT
             return {
-                "routes": await queries.rows(connection, "delivery/routes"),
-                "parked": await queries.rows(connection, "delivery/parked", limit + 1),
+                "routes": await queries.rows(connection, "delivery/routes", most),
+                "parked": await queries.rows(connection, "delivery/parked", limit + 1, most),
             }
 
     found = anyio.run(run)
@@ -80,6 +84,8 @@ def delivery_list(
         )  # fmt: skip
     if more:
         output.note(f"Only {output.text(limit)} parked subjects are shown. To see more, use --limit.")
+    if partly := [r["route_code"] for r in found["routes"] if r["more"]]:
+        output.note(f"Only the oldest deliveries were searched for parked ones: {', '.join(partly)}. For all: --exact.")
     return 0
 
 

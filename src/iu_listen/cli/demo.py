@@ -31,6 +31,7 @@ from iu_listen.install.preflight import ApplyOptions
 from iu_listen.install.probe import run_probe
 from iu_listen.model.errors import Refused
 from iu_listen.model.routing import DEFAULT_WORKER
+from iu_listen.model.text import MAX_COUNT
 from iu_listen.postgres import queries
 from iu_listen.postgres.session import Connection
 from iu_listen.postgres.sqlfiles import query
@@ -290,7 +291,9 @@ class _Demo:
         return not await self._dead_letters(connection)
 
     async def _route(self, connection: Connection) -> queries.Row:
-        return next(r for r in await queries.rows(connection, "delivery/routes") if r["route_code"] == DEMO_ROUTE)
+        return next(
+            r for r in await queries.rows(connection, "delivery/routes", MAX_COUNT) if r["route_code"] == DEMO_ROUTE
+        )
 
     async def _delivered(self, connection: Connection) -> bool:
         route = await self._route(connection)

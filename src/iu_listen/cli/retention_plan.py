@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from iu_listen.admin import retention as admin_retention
 from iu_listen.cli import output
 from iu_listen.cli.context import ConnectionOptions
-from iu_listen.model.text import MAX_COUNT, number
+from iu_listen.model.text import MAX_COUNT, counted, number
 from iu_listen.postgres import queries
 from iu_listen.postgres.queries import Row
 from iu_listen.postgres.session import Connection
@@ -56,7 +56,7 @@ class RetentionPlan:
         plan = cls(policies, keep, [w for w in admin_retention.POLICY_NAMES if not what or w in what], exact=exact)
         await plan.look(connection)
         if "events" in plan.chosen:
-            plan.partitions = await admin_retention.partitions(connection, plan.kept("events"), ahead)
+            plan.partitions = await admin_retention.partitions(connection, plan.kept("events"), ahead, exact=exact)
         return plan
 
     async def look(self, connection: Connection) -> None:
@@ -153,29 +153,40 @@ class RetentionPlan:
         return [r for r in self.readers if r["worker_name"] in named or r["refusal"]]
 
 
-def _print_partitions(found: Row) -> None:
-    def result(p: Row) -> str:
-        if p["pending"]:
-            return "its removal was interrupted, and will be completed"
-        if p["whole"]:
-            return "would be removed as a whole"
-        if p["others"] or p["held"]:
-            why = [f"{p['others']} rows of domains without a worker"] if p["others"] else []
-            why += [f"{p['held']} rows that must stay" + (f" ({p['who']})" if p["who"] else "")] if p["held"] else []
-            return "stays: " + ", ".join(why)
-        return "stays"
+def _partition_result(p: Row) -> str:
+    """What a run would do with a partition."""
+    if p["pending"]:
+        return "its removal was interrupted, and will be completed"
+    if p["whole"]:
+        return "would be removed as a whole"
+    if p["whole"] is None:
+        return "would be removed as a whole, if none of the other rows must stay"
+    if p["others"] or p["held"]:
+        why = [f"{p['others']} rows of domains without a worker"] if p["others"] else []
+        why += [f"{p['held']} rows that must stay" + (f" ({p['who']})" if p["who"] else "")] if p["held"] else []
+        return "stays: " + ", ".join(why)
+    return "stays"
 
+
+def _partition_rows(p: Row) -> str | None:
+    """The number of rows of a partition, as far as they were read; None: no row was read."""
+    if p["capped"]:
+        return f"more than {number(p['rows'])}"
+    return number(p["rows"]) if p["rows"] or p["whole"] else None
+
+
+def _print_partitions(found: Row) -> None:
     output.table(
         ("partition", "from", "to", "rows", "result"),
         (
-            (p["name"], p["from"] or "default", p["to"], p["rows"] if p["rows"] or p["whole"] else None, result(p))
+            (p["name"], p["from"] or "default", p["to"], _partition_rows(p), _partition_result(p))
             for p in found["partitions"]
         ),
         "Partitions",
     )
     for month in found["create"]:
         obstacle = (
-            f"; prevented by {month['in_the_way']} rows of this month in the default partition"
+            f"; prevented by {counted(month['in_the_way'])} rows of this month in the default partition"
             if month["in_the_way"]
             else ""
         )

@@ -10,6 +10,7 @@ from cyclopts import App, Parameter
 
 from iu_listen.admin import dead_letters, gates
 from iu_listen.admin.health import blocker_phrase, worker_health
+from iu_listen.admin.routes import pending_phrase
 from iu_listen.cli import output, streams
 from iu_listen.cli.context import ConnectionOptions, connected
 from iu_listen.cli.dead_letter import print_kinds
@@ -93,9 +94,9 @@ async def _status(connection: Connection, *, exact: bool) -> dict[str, Any]:
         "consumers": await queries.rows(connection, "consumers"),
         "blockers": await queries.rows(connection, "blockers"),
         "attempts": await queries.rows(connection, "attempt_summary", None if exact else MAX_COUNT),
-        "completeness": await queries.rows(connection, "completeness/passes"),
+        "completeness": await queries.rows(connection, "completeness/passes", None if exact else MAX_COUNT),
         "exports": await queries.rows(connection, "trace/exports"),
-        "deliveries": await queries.rows(connection, "delivery/routes"),
+        "deliveries": await queries.rows(connection, "delivery/routes", None if exact else MAX_COUNT),
         "dead_letters": await dead_letters.kinds(connection, exact=exact),
     }
     for consumer in answer["consumers"]:
@@ -139,7 +140,12 @@ def _print_headline(answer: dict[str, Any]) -> None:
         if route["paused_by"]:
             reason = f" ({route['why']})" if route["why"] else ""
             paused = f"route {route['route_code']} is paused: {route['paused_by'].replace('_', ' ')}{reason}"
-            output.line(f"  warning: {paused}; {output.plural(route['pending'], 'delivery', 'deliveries')} waiting")
+            output.line(f"  warning: {paused}; {_deliveries_phrase(route)} waiting")
+
+
+def _deliveries_phrase(route: queries.Row) -> str:
+    """The number of the deliveries of a route, with the noun."""
+    return f"{pending_phrase(route)} {'delivery' if route['pending'] == 1 else 'deliveries'}"
 
 
 def _print_workers(workers: list[queries.Row]) -> None:
@@ -180,7 +186,7 @@ def _print_completeness(passes: list[queries.Row]) -> None:
         ("completeness of", "last pass", "checked", "incomplete", "accepted", "running"),
         (
             (p["worker_name"], output.ago(p["finished_at"]), p["checked"],
-             output.mark(not p["missing"], "none", output.text(p["missing"])), p["accepted"],
+             output.mark(not p["missing"], "none", counted(p["missing"])), counted(p["accepted"] or 0),
              f"for {output.ago(p['started_at']).removesuffix(' ago')}" if p["started_at"] else None)
             for p in passes
         ),

@@ -56,6 +56,11 @@ def counted(count: int) -> str:
     return f"more than {number(MAX_COUNT)}" if count == MAX_COUNT + 1 else number(count)
 
 
+def counted_up_to(count: int, *, more: bool) -> str:
+    """The text for a number that was counted up to a bound, which is one less than the number if there are ``more``."""
+    return f"more than {number(count - 1)}" if more else number(count)
+
+
 def duration(seconds: float) -> str:
     """A duration, given in seconds, in its two largest units: 3 d 23 h, 5 h 10 min, 2 min 5 s, 12 s, 40 ms."""
     seconds = max(seconds, 0.0)
