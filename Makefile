@@ -161,8 +161,8 @@ $(BENCH)/.ready: pyproject.toml constraints.txt bench/requirements.txt
 	@$(PYTHON) -m venv --clear $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt
 	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --editable .
-	@if command -v npm >/dev/null; then mkdir -p $(BENCH)/node && npm install --silent --no-save --no-package-lock \
-	    --prefix $(BENCH)/node graphile-worker@0.18.0; else echo "npm is not installed: without graphile-worker"; fi
+	@mkdir -p $(BENCH)/node; npm install --loglevel error --no-save --no-package-lock --no-audit --no-fund \
+	    --prefix $(BENCH)/node graphile-worker@0.18.0 || echo "without graphile-worker: npm could not install it"
 	@touch $@
 
 # BENCH_OPTIONS takes further options: make bench BENCH_OPTIONS=--help

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 
 from iu_listen import Delivery
-from iu_listen.model.delivery import Reject
+from iu_listen.model.delivery import Reject, TakenDelivery, TakeRequest
+from iu_listen.postgres.delivery import DeliverySession
 from postgres.delivery_helpers import (
     ROUTE,
     RecordingTarget,
@@ -360,6 +361,33 @@ async def test_only_a_single_event_is_called_ahead(live):
             await wait_until_settled(connection)
         (call,) = [call for call in recording.calls if call.event.id == event]
         assert not call.called_ahead
+
+
+async def test_a_late_answer_of_a_peek_is_dropped(live, monkeypatch):
+    """If the answer of a peek arrives after the batch that handed the event over, the event is not called again.
+
+    Fails when: the answer is used although a batch has ended since the peek began.
+    """
+    recording, late, original = RecordingTarget(), [], DeliverySession.peek
+
+    async def peek_late(session: DeliverySession, requests: Sequence[TakeRequest]) -> list[TakenDelivery]:
+        found = await original(session, requests)
+        await anyio.sleep(0.3)
+        late.extend(taken.delivery.event.id for taken in found)
+        return found
+
+    async with connected(live.dsn) as connection:
+        await open_route(connection)
+        async with delivering(live.dsn, recording.target()):
+            await idle(connection)
+            monkeypatch.setattr(DeliverySession, "peek", peek_late)
+            for _ in range(20):
+                event = await insert_event(connection)
+                await anyio.sleep(0.5)
+                if event in late:
+                    break
+        assert event in late
+        assert [call.called_ahead for call in recording.calls if call.event.id == event] == [False]
 
 
 async def test_the_call_ahead_can_be_switched_off(live):
