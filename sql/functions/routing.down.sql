@@ -27,6 +27,8 @@ drop function if exists public.fn_iu_batch_enqueue(
     public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes, public.iu_batch_result);
 drop function if exists public.fn_iu_batch_decide(
     public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes, public.iu_batch_result);
+drop function if exists public.fn_iu_batch_attempts(
+    public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes, integer, integer);
 drop function if exists public.fn_iu_batch_shorten(
     public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes, boolean, integer);
 drop function if exists public.fn_iu_batch_page(

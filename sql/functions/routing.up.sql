@@ -265,6 +265,41 @@ comment on function public.fn_iu_batch_shorten(
 
 -- Dry runs -----------------------------------------------------------------------------------------------
 
+create or replace function public.fn_iu_batch_attempts(
+    p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes,
+    p_from integer, p_to integer)
+returns table (event_ref uuid, route_kind text, route_code text, status text, decision text, delivered boolean,
+               idempotency_key text, attempt_no integer, route_count smallint, traceparent text)
+language sql
+stable
+begin atomic
+    select k.id, 'outbound', coalesce(r.route_code, '(none)'),
+           case when r.route_code is null then 'skipped' else 'dry_run' end,
+           case when r.route_code is not null then 'dry_run'
+                when exists (select from unnest((p_routes).routes) d
+                              where d.event_domain = (p_cursor).event_domain and d.event_type = k.event_type
+                                and d.event_stream = k.event_stream) then 'route_disabled'
+                else 'no_route' end,
+           false,
+           public.fn_iu_idempotency_key(coalesce(r.route_code, '(none)'), k.id), 1,
+           coalesce(((p_routes).counts ->> r.route_code)::smallint, 1::smallint), k.traceparent
+      from unnest((p_page).ids[p_from:p_to], (p_page).types[p_from:p_to], (p_page).streams[p_from:p_to],
+                  (p_page).contexts[p_from:p_to])
+           with ordinality k(id, event_type, event_stream, traceparent, n)
+      left join unnest((p_routes).routes) r
+        on r.event_domain = (p_cursor).event_domain and r.event_type = k.event_type
+       and r.event_stream = k.event_stream and r.enabled
+     where r.route_code is null or r.dry_run
+     order by k.n;
+end;
+comment on function public.fn_iu_batch_attempts(
+    public.iu_route_worker_cursor, public.iu_batch_page, public.iu_batch_routes, integer, integer) is
+    'The attempts of a part of a page that need no delivery, in order. A part of the statements of fn_iu_batch_decide.';
+
+-- Attempts that may exist already are inserted with ON CONFLICT, which costs a look-up and a further record in the WAL for
+-- each row. An event with a number drawn after the previous tick, on a domain with one worker, cannot have been decided
+-- before, as in fn_iu_batch_enqueue. If it has attempts nevertheless, written by hand or by a restore, the part is
+-- repeated.
 -- Routes the page in one statement. If that fails because of one event, it halves the page until the event is alone.
 create or replace function public.fn_iu_batch_decide(
     p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes,
@@ -283,37 +318,33 @@ declare
     v_route   text;
     v_state   text;
     v_message text;
+    v_new     boolean;
+    v_exists  boolean := false;
 begin
     while cardinality(v_parts) > 0 loop
         v_from := v_parts[cardinality(v_parts) - 1];
         v_to := v_parts[cardinality(v_parts)];
         v_parts := trim_array(v_parts, 2);
         begin
-            with written as (
-                insert into public.iu_route_attempt
-                    (event_ref, route_kind, route_code, status, decision, delivered,
-                     idempotency_key, attempt_no, route_count, traceparent)
-                select k.id, 'outbound', coalesce(r.route_code, '(none)'),
-                       case when r.route_code is null then 'skipped' else 'dry_run' end,
-                       case when r.route_code is not null then 'dry_run'
-                            when exists (select from unnest(p_routes.routes) d
-                                          where d.event_domain = p_cursor.event_domain and d.event_type = k.event_type
-                                            and d.event_stream = k.event_stream) then 'route_disabled'
-                            else 'no_route' end,
-                       false,
-                       public.fn_iu_idempotency_key(coalesce(r.route_code, '(none)'), k.id), 1,
-                       coalesce((p_routes.counts ->> r.route_code)::smallint, 1), k.traceparent
-                  from unnest(p_page.ids[v_from:v_to], p_page.types[v_from:v_to], p_page.streams[v_from:v_to],
-                              p_page.contexts[v_from:v_to])
-                       with ordinality k(id, event_type, event_stream, traceparent, n)
-                  left join unnest(p_routes.routes) r
-                    on r.event_domain = p_cursor.event_domain and r.event_type = k.event_type
-                   and r.event_stream = k.event_stream and r.enabled
-                 where r.route_code is null or r.dry_run
-                 order by k.n
-                on conflict (idempotency_key, attempt_no) do nothing
-                returning status)
-            select count(*), count(*) filter (where w.status = 'skipped') into v_count, v_skipped from written w;
+            v_new := not v_exists and not p_routes.shared and p_page.seqs[v_from] > p_cursor.fresh_seq;
+            if v_new then
+                with written as (
+                    insert into public.iu_route_attempt
+                        (event_ref, route_kind, route_code, status, decision, delivered,
+                         idempotency_key, attempt_no, route_count, traceparent)
+                    select * from public.fn_iu_batch_attempts(p_cursor, p_page, p_routes, v_from, v_to)
+                    returning status)
+                select count(*), count(*) filter (where w.status = 'skipped') into v_count, v_skipped from written w;
+            else
+                with written as (
+                    insert into public.iu_route_attempt
+                        (event_ref, route_kind, route_code, status, decision, delivered,
+                         idempotency_key, attempt_no, route_count, traceparent)
+                    select * from public.fn_iu_batch_attempts(p_cursor, p_page, p_routes, v_from, v_to)
+                    on conflict (idempotency_key, attempt_no) do nothing
+                    returning status)
+                select count(*), count(*) filter (where w.status = 'skipped') into v_count, v_skipped from written w;
+            end if;
             p_result.attempts := p_result.attempts + v_count;
             p_result.skipped := p_result.skipped + v_skipped;
         exception when others or assert_failure then
@@ -321,7 +352,10 @@ begin
             if not public.fn_iu_error_of_event(v_state) then
                 raise;
             end if;
-            if v_from < v_to then
+            if v_new and v_state = '23505' then
+                v_exists := true;
+                v_parts := v_parts || array[v_from, v_to];
+            elsif v_from < v_to then
                 v_parts := v_parts || array[(v_from + v_to) / 2 + 1, v_to, v_from, (v_from + v_to) / 2];
             else
                 for v_route in

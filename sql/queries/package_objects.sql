@@ -140,6 +140,7 @@ with objects (file, kind, name) as (
         ('functions/routing', 'function', 'fn_iu_batch_own_events(iu_route_worker_cursor,xid8)'),
         ('functions/routing', 'function', 'fn_iu_batch_page(iu_route_worker_cursor,iu_batch_range,iu_batch_routes,bigint,integer)'),
         ('functions/routing', 'function', 'fn_iu_batch_shorten(iu_route_worker_cursor,iu_batch_page,iu_batch_routes,boolean,integer)'),
+        ('functions/routing', 'function', 'fn_iu_batch_attempts(iu_route_worker_cursor,iu_batch_page,iu_batch_routes,integer,integer)'),
         ('functions/routing', 'function', 'fn_iu_batch_decide(iu_route_worker_cursor,iu_batch_page,iu_batch_routes,iu_batch_result)'),
         ('functions/routing', 'function', 'fn_iu_batch_enqueue(iu_route_worker_cursor,iu_batch_page,iu_batch_routes,iu_batch_result)'),
         ('functions/routing', 'function', 'fn_iu_batch_call(iu_route_worker_cursor,iu_batch_page,iu_batch_routes,iu_batch_result,boolean)'),

@@ -167,6 +167,14 @@ CREATE FUNCTION public.fn_iu_batch_advance(p_cursor public.iu_route_worker_curso
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body 906f3821aadb1a60>;
 
+CREATE FUNCTION public.fn_iu_idempotency_key(p_route_code text, p_event_ref uuid) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    <body d097107b3f7bf4af>;
+
+CREATE FUNCTION public.fn_iu_batch_attempts(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_from integer, p_to integer) RETURNS TABLE(event_ref uuid, route_kind text, route_code text, status text, decision text, delivered boolean, idempotency_key text, attempt_no integer, route_count smallint, traceparent text)
+    LANGUAGE sql STABLE
+    <body 9b24f652eb225d5b>;
+
 CREATE FUNCTION public.fn_iu_batch_call(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_result public.iu_batch_result, p_given_up boolean) RETURNS public.iu_batch_result
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -192,7 +200,7 @@ CREATE FUNCTION public.fn_iu_batch_dead_letters(p_cursor public.iu_route_worker_
 CREATE FUNCTION public.fn_iu_batch_decide(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_result public.iu_batch_result) RETURNS public.iu_batch_result
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS <body 77da3bc91cf2a892>;
+    AS <body f9888501f6ce9ae0>;
 
 CREATE FUNCTION public.fn_iu_batch_enqueue(p_cursor public.iu_route_worker_cursor, p_page public.iu_batch_page, p_routes public.iu_batch_routes, p_result public.iu_batch_result) RETURNS public.iu_batch_result
     LANGUAGE plpgsql
@@ -784,10 +792,6 @@ CREATE FUNCTION public.fn_iu_health_warnings(f public.iu_health_facts, p_cursor 
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS <body 037ed52e90a00207>;
-
-CREATE FUNCTION public.fn_iu_idempotency_key(p_route_code text, p_event_ref uuid) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    <body d097107b3f7bf4af>;
 
 CREATE FUNCTION public.fn_iu_json_exceeds(p_value jsonb, p_limit bigint) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE

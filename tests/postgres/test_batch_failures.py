@@ -131,6 +131,34 @@ async def test_halving_the_page_isolates_an_event_whose_attempt_fails(live):
         assert len(await attempted(connection)) == 297
 
 
+async def test_an_attempt_that_exists_is_no_failure_of_its_event(live):
+    """A new event that has an attempt already, written by hand, keeps it; the other events of its page are decided.
+
+    Fails when: the attempt makes the event a dead letter, or the page fail.
+    """
+    async with connected(live.dsn) as connection:
+        await insert_event(connection)
+        await drain(connection)
+        events = [await insert_event(connection) for _ in range(5)]
+        await connection.execute(
+            """insert into iu_route_attempt
+                   (event_ref, route_kind, route_code, status, decision, delivered, idempotency_key, attempt_no)
+               select event_ref, route_kind, route_code, status, 'by_hand', delivered,
+                      replace(idempotency_key, event_ref::text, $1::text), attempt_no
+                 from iu_route_attempt""",
+            str(events[2]),
+        )
+        await connection.execute("update iu_route_attempt set event_ref = $1 where decision = 'by_hand'", events[2])
+        answer = await run_batch(connection)
+        assert (answer["seen"], answer["attempts_written"], answer["dead_lettered"]) == (5, 4, 0)
+        decisions = await connection.fetch(
+            "select event_ref, decision from iu_route_attempt where event_ref = any($1)", events
+        )
+        assert {row["event_ref"]: row["decision"] for row in decisions} == {
+            event: "by_hand" if event == events[2] else "dry_run" for event in events
+        }
+
+
 async def test_failure_counts_survive_the_end_of_the_consumer(live):
     """The database counts the failures, so consumers that each end after one failure isolate the event as well.
 
