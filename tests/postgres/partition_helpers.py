@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 import asyncpg
@@ -9,8 +10,20 @@ import asyncpg
 from iu_listen.admin import retention
 from iu_listen.postgres.session import session
 
-#: Younger than the end of the month before the last one, older than the end of all months before.
-KEEP = "70 days"
+
+def _keep() -> str:
+    """A retention period whose limit lies a day after the end of the month that is three months ago.
+
+    So the partitions of that month and of all earlier ones end early enough, on every day of the year. A fixed number of
+    days does not do that, because two months have 59 to 62 days.
+    """
+    now = datetime.now(UTC)
+    months = 12 * now.year + now.month - 1 - 2
+    age = now - datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC)
+    return f"{int(age.total_seconds()) // 3600 - 24} hours"
+
+
+KEEP = _keep()
 EVENT_VALUES = (
     "('iu', 'version_applied', 'update', 'immediate', date_trunc('month', now(), 'UTC') - $1::int * interval '1 month')"
 )

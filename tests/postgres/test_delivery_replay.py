@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from iu_listen.model.delivery import Reject
+from postgres.completeness_helpers import run_pass
 from postgres.delivery_helpers import RecordingTarget, attempts, delivering, open_route, wait_until_settled
 from support import connected, drain, insert_event
 
@@ -72,10 +73,10 @@ async def test_queued_events_are_neither_missing_nor_removed(live):
         assert await connection.fetchval("select count(*) from event_outbox") == 1
         await connection.execute("create temp table pending as table iu_route_delivery")
         await connection.execute("delete from iu_route_delivery")
-        await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
-        await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
+        for _ in range(2):
+            await run_pass(connection)
         assert await connection.fetchval("select missing from v_iu_completeness") == 1
         await connection.execute("insert into iu_route_delivery overriding system value table pending")
         for _ in range(2):
-            await connection.fetchval("select fn_iu_completeness_page('iu_outbound_default', 1000, null)")
+            await run_pass(connection)
         assert await connection.fetchval("select missing from v_iu_completeness") == 0

@@ -195,7 +195,7 @@ async def test_a_plan_judges_some_rows_of_a_partition_and_a_run_all_of_them(part
             await append_event(c, 3)
         await drain(c)
         await c.execute("insert into iu_completeness_missing (worker_name, event_ref) select $1, id from event_outbox "
-                        "where created_at < now() - interval '70 days' order by event_seq desc limit 1", WORKER)  # fmt: skip
+                        "where created_at < now() - $2::text::interval order by event_seq desc limit 1", WORKER, KEEP)  # fmt: skip
         held, free = await partition_of_month(c, 3), await partition_of_month(c, 4)
         await c.fetchval("select pg_stat_force_next_flush()")
         async with session(partitioned.dsn, name="test") as plans:
